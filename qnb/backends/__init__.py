@@ -1,0 +1,1 @@
+"""One file a backend; the port is in base.py."""

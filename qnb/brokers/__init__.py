@@ -1,0 +1,1 @@
+"""One file a broker; the ports are in base.py."""

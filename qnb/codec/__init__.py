@@ -1,0 +1,1 @@
+"""Between Python objects and bytes. pickle is imported in this folder alone."""

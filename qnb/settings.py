@@ -1,0 +1,197 @@
+"""The only reader of environment and URLs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from qnb.errors import ConfigurationError, StorageFull
+
+EMBEDDED = "sqlite:"
+FOLDER = ".qnb"
+
+# Celery's spellings, so that its users paste the URL they have.
+ALIASES = {
+    "pyamqp": "amqp",
+    "sentinel": "redis+sentinel",
+    "confluentkafka": "kafka",
+    "gcpubsub": "pubsub",
+    "db+sqlite": "sqlite",
+    "db+postgresql": "postgresql",
+    "db+mysql": "mysql",
+    "redis+tls": "rediss",
+    "unix": "redis+socket",
+    "redis+unix": "redis+socket",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL taken apart. `hosts` has (host, port or None); its str and repr have no password."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int | None], ...]
+    user: str | None
+    password: str | None = field(repr=False)
+    path: str
+    options: dict[str, str] = field(repr=False)
+    original: str = field(repr=False, default="")
+
+    @property
+    def host(self) -> str:
+        """The first host, or localhost."""
+        return self.hosts[0][0] if self.hosts else "localhost"
+
+    def port(self, default: int) -> int:
+        """The first host's port."""
+        return (self.hosts[0][1] if self.hosts else None) or default
+
+    def number(self, name: str, default: float) -> float:
+        """A number of the query; ConfigurationError when it is none."""
+        text = self.options.get(name)
+        if text is None:
+            return default
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigurationError(f"{name}={text!r} in {self} is not a number") from None
+
+    def __str__(self) -> str:
+        user = quote(self.user) if self.user else ""
+        login = f"{user}{':***' if self.password else ''}@" if user or self.password else ""
+        hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in self.hosts)
+        hidden = {"password", "sentinel_password", "secret", "aws_secret_access_key", "token"}
+        query = "&".join(f"{k}={'***' if k in hidden else v}" for k, v in self.options.items())
+        slashes = "//" if self.hosts or login or self.path.startswith("/") else ""
+        return f"{self.scheme}:{slashes}{login}{hosts}{self.path}{'?' + query if query else ''}"
+
+
+def _host_port(text: str, url: str) -> tuple[str, int | None]:
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        return text.strip("[]"), None
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"port {port!r} in the URL of {urlsplit(url).scheme}: is not a number from 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def parse_url(url: str) -> Address:
+    """Take a broker or backend URL apart; several hosts with commas; percent-encoding undone."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or not scheme or "/" in scheme:
+        raise ConfigurationError("a broker or backend is named by a URL like redis://host/0; got one without a scheme")
+    scheme = ALIASES.get(scheme.lower(), scheme.lower())
+    parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
+    login, at, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    return Address(
+        scheme=scheme,
+        hosts=tuple(_host_port(host, url) for host in hosts.split(",") if host),
+        user=unquote(user) or None,
+        password=unquote(password) or None,
+        path=unquote(parts.path),
+        options=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        original=scheme + ":" + rest,
+    )
+
+
+def redact(url: str) -> str:
+    """The URL without its password."""
+    return str(parse_url(url))
+
+
+def broker_url(given: str | None) -> str:
+    """The broker asked for: the argument, else QNB_BROKER, else the embedded file."""
+    return given or os.environ.get("QNB_BROKER") or EMBEDDED
+
+
+def backend_url(given: str | None) -> str | None:
+    """The backend asked for: the argument, else QNB_BACKEND, else None (the broker's own partner)."""
+    return given or os.environ.get("QNB_BACKEND") or None
+
+
+def embedded_path(address: Address) -> Path:
+    """The file of a sqlite: URL, absolute; `./.qnb/qnb.db` when it names none. Makes the folder."""
+    # SQLAlchemy's rule: sqlite:///x.db is relative, sqlite:////x.db absolute.
+    name = address.path.removeprefix("/") if address.original.startswith("sqlite://") else address.path
+    path = Path(name) if name else Path(FOLDER) / "qnb.db"
+    path = Path.cwd() / path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.name == FOLDER and not (path.parent / ".gitignore").exists():
+            (path.parent / ".gitignore").write_text("*\n")
+    except OSError as error:
+        raise StorageFull(
+            f"cannot write in {path.parent}: {error.strerror}; start in a folder you may write to, "
+            "or name another file: Session('sqlite:////path/to/file.db')"
+        ) from error
+    return path
+
+
+def cpu_count() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def _key_files() -> list[Path]:
+    try:
+        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    except RuntimeError:  # no home folder at all
+        return [Path.cwd() / FOLDER / "key"]
+    return [Path(config) / "qnb" / "key", Path.cwd() / FOLDER / "key"]
+
+
+def _read_key(path: Path) -> bytes:
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigurationError(f"the key file {path} can be read by others: chmod 600 {path}")
+    key = path.read_text().strip()
+    if len(key) < 16:
+        raise ConfigurationError(f"the key file {path} is empty or cut short: remove it, and a new one is made")
+    return key.encode()
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.name == FOLDER and not (path.parent / ".gitignore").exists():
+        (path.parent / ".gitignore").write_text("*\n")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    try:
+        os.link(draft, path)  # whoever links first has made the key; nobody sees half of one
+    except FileExistsError:
+        pass  # another process made it in this moment: its key is the one to read
+    finally:
+        draft.unlink()
+
+
+def load_key(given: str | bytes | None = None) -> bytes:
+    """The signing key: the argument, else QNB_KEY, else a per-user file made on first use (mode 0600)."""
+    given = given or os.environ.get("QNB_KEY")
+    if given:
+        key = given.encode() if isinstance(given, str) else given
+        if len(key) < 16:
+            raise ConfigurationError("the key is shorter than 16 characters: `qnb key` prints a good one")
+        return key
+    refused: OSError | None = None
+    for path in _key_files():
+        try:
+            if not path.exists():
+                _make_key(path)
+            return _read_key(path)
+        except OSError as error:
+            refused = error
+    raise ConfigurationError(
+        f"no place for the key file ({refused}): set QNB_KEY to the output of `qnb key`"
+    ) from refused
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment for a child, with `extra` set; how secrets get to a worker without a command line."""
+    return {**os.environ, **extra}
