@@ -21,10 +21,13 @@ machine_path=$PATH
 export PATH="$PWD/.venv/bin:$PATH"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# What a Python must say to be able to give a virtual environment its pip; Debian's cannot without python3-venv.
+with_pip="import ensurepip; ensurepip.version()"
+
 # The newest Python that will do and, among those, one that can make environments by itself.
 find_python() {
   local PATH="$machine_path" able names="${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3 python}" name
-  for able in "import ensurepip" ""; do
+  for able in "$with_pip" pass; do
     for name in $names; do
       if "$name" -c "import sys; $able; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
         command -v "$name"
@@ -41,8 +44,8 @@ make_environment() { # FOLDER
   python=$(find_python)
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   say "making $1 with Python $version"
-  "$python" -c "import ensurepip" 2>/dev/null || apt_install "python$version-venv" || true
-  if "$python" -c "import ensurepip" 2>/dev/null; then
+  "$python" -c "$with_pip" 2>/dev/null || apt_install "python$version-venv" || true
+  if "$python" -c "$with_pip" 2>/dev/null; then
     "$python" -m venv --clear "$1"
   elif "$python" -m virtualenv --version >/dev/null 2>&1; then
     "$python" -m virtualenv --quiet --clear "$1"
