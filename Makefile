@@ -19,7 +19,7 @@ bench: ## measure qnb beside Celery, dramatiq, Huey and ProcessPoolExecutor (ARG
 	@exec bash scripts/bench.sh $(ARGS)
 
 lint: ## ruff, mypy --strict, and the type check and tests of the widgets
-	@. scripts/common.sh; install .venv dev; ruff check; mypy; python scripts/widgets.py test
+	@. scripts/common.sh; install .venv dev; bring_node .venv test; ruff check; mypy; python scripts/widgets.py test
 
 widgets: ## build the widgets' bundles from widgets/src
 	@. scripts/common.sh; make_environment .venv; build_widgets .venv; ls -l qnb/notebook/static

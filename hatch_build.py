@@ -8,9 +8,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class WidgetsHook(BuildHookInterface):
+class WidgetsHook(BuildHookInterface[Any]):
     def dependencies(self) -> list[str]:
-        return _widgets(self.root).needs()
+        needs: list[str] = _widgets(self.root).build_needs()
+        return needs
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         widgets = _widgets(self.root)
@@ -23,7 +24,8 @@ class WidgetsHook(BuildHookInterface):
 def _widgets(root: str) -> ModuleType:
     path = Path(root, "scripts", "widgets.py")
     spec = importlib.util.spec_from_file_location("qnb_build_widgets", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

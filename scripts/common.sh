@@ -72,13 +72,18 @@ install() { # FOLDER EXTRAS
 }
 
 build_widgets() { # FOLDER
-  local node
-  node=$("$1/bin/python" scripts/widgets.py needs)
-  if [ -n "$node" ]; then
-    say "installing Node into $1"
-    "$1/bin/python" -m pip install --quiet "$node"
-  fi
+  bring_node "$1" build
   "$1/bin/python" scripts/widgets.py build
+}
+
+# Installs Node as a package of Python, where this machine has none that will do.
+bring_node() { # FOLDER build|test
+  local package
+  package=$("$1/bin/python" scripts/widgets.py "needs-$2")
+  if [ -n "$package" ]; then
+    say "installing Node into $1"
+    "$1/bin/python" -m pip install --quiet "$package"
+  fi
 }
 
 # Installs Debian packages, as root and without starting their services; fails where that cannot be done.

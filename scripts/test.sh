@@ -32,6 +32,7 @@ bring_chromium() {
 }
 
 install .venv dev
+bring_node .venv test
 bring_redis
 bring_chromium
 

@@ -2,9 +2,10 @@
 
 Standard library only: the build hook runs it inside pip's build environment, make runs it before anything is installed.
 
-    python scripts/widgets.py needs    the package to install first, where this machine has no Node that will do
-    python scripts/widgets.py build    the bundles, unless they are up to date
-    python scripts/widgets.py test     type check and unit tests of the front end
+    python scripts/widgets.py build         the bundles, unless they are up to date
+    python scripts/widgets.py test          type check and unit tests of the front end
+    python scripts/widgets.py needs-build   says what pip must install before that, where this machine has no Node that
+    python scripts/widgets.py needs-test    will do
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,9 +47,14 @@ def up_to_date() -> bool:
     return digest == _digest() and bool(names) and all((STATIC / name).is_file() for name in names)
 
 
-def needs() -> list[str]:
+def build_needs() -> list[str]:
     """What pip must install before `build` can work here; nothing where it can, or need not."""
-    return [] if up_to_date() or _find_node() else [NODE_PACKAGE]
+    return [] if up_to_date() else test_needs()
+
+
+def test_needs() -> list[str]:
+    """What pip must install before `test` can work here."""
+    return [] if _find_node() else [NODE_PACKAGE]
 
 
 def build() -> None:
@@ -89,8 +95,9 @@ def _digest() -> str:
 def _require_node() -> Node:
     if node := _find_node():
         return node
+    oldest = ".".join(map(str, _oldest_node()))
     raise CannotBuild(
-        f"the widgets are not built, and building them takes npm and Node {'.'.join(map(str, _oldest_node()))} or newer: "
+        f"the widgets are not built, and building them takes npm and Node {oldest} or newer: "
         f"install those, or `pip install '{NODE_PACKAGE}'`, and try again"
     )
 
@@ -103,8 +110,8 @@ def _find_node() -> Node | None:
     if package is None or package.origin is None:
         return None
     home = Path(package.origin).parent
-    command, modules = (home / "node.exe", home) if os.name == "nt" else (home / "bin" / "node", home / "lib")
-    return Node(str(command), [str(command), str(modules / "node_modules" / "npm" / "bin" / "npm-cli.js")])
+    program, modules = (home / "node.exe", home) if os.name == "nt" else (home / "bin" / "node", home / "lib")
+    return Node(str(program), [str(program), str(modules / "node_modules" / "npm" / "bin" / "npm-cli.js")])
 
 
 def _oldest_node() -> tuple[int, ...]:
@@ -126,7 +133,8 @@ def _install(node: Node, *sections: str) -> None:
         only = [] if "devDependencies" in sections else ["--omit=dev"]
         quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
         # no package of ours needs its install script, and no other should run one
-        _run_quietly(node, [*node.npm, "ci", "--ignore-scripts", *only, *quiet], "npm could not install what widgets/ needs")
+        command = [*node.npm, "ci", "--ignore-scripts", *only, *quiet]
+        _run_quietly(node, command, "npm could not install what widgets/ needs")
 
 
 def _installed(sections: Sequence[str]) -> bool:
@@ -155,12 +163,19 @@ def _environment(node: Node) -> dict[str, str]:
     return environment
 
 
+ACTIONS: dict[str, Callable[[], None]] = {
+    "build": build,
+    "test": test,
+    "needs-build": lambda: print(*build_needs()),
+    "needs-test": lambda: print(*test_needs()),
+}
+
+
 def main(arguments: Sequence[str]) -> int | str:
-    actions = {"needs": lambda: print(*needs()), "build": build, "test": test}
-    if len(arguments) != 1 or arguments[0] not in actions:
+    if len(arguments) != 1 or arguments[0] not in ACTIONS:
         return __doc__ or ""
     try:
-        actions[arguments[0]]()
+        ACTIONS[arguments[0]]()
     except CannotBuild as error:
         return f"qnb: {error}"
     return 0
