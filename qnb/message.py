@@ -43,6 +43,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
     `args` is encoded by codec.payloads. `attempt` is 1 for a first try. `reply_to` is the peer that wants to
     hear the outcomes. `sent_at` is Unix time. `blob` names the stored payload when `args` is too large to travel.
+    `dead` has the reason why these calls are lost: whoever takes the frame rejects it to the dead letters.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     sent_at: float = 0.0
     attempt: int = 1
     blob: str | None = None
+    dead: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):

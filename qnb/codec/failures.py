@@ -1,0 +1,99 @@
+"""Exceptions across processes: the user's own class, and a traceback that shows the cell's own lines."""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+from typing import Any
+
+from qnb.codec.pickling import dumps_home, loads
+from qnb.errors import RemoteError, ShippingError
+from qnb.message import Failure
+
+_TRACEBACK_CHARS = 65536
+
+
+def pack_failure(error: BaseException, skip: int = 0) -> Failure:
+    """What there is to tell of an exception; the first `skip` frames are the worker's own and left out."""
+    tb = error.__traceback__
+    for _ in range(skip):
+        tb = tb.tb_next if tb is not None else None
+    lines = traceback.format_exception(type(error), error, tb)
+    try:
+        payload = dumps_home(_parts(error, tb, set()))
+        loads(payload)  # an exception that cannot be opened again is better told as text
+    except ShippingError:
+        payload = None
+    text = "".join(lines)
+    if len(text) > _TRACEBACK_CHARS:
+        text = text[:1000] + "\n  …\n" + text[1000 - _TRACEBACK_CHARS :]
+    return Failure(_type_name(error), _message(error), text, payload)
+
+
+def unpack_failure(failure: Failure) -> BaseException:
+    """The exception of a Failure, ready to be raised: its traceback is the remote one."""
+    if failure.payload is not None:
+        try:
+            return _rebuild(loads(failure.payload))
+        except Exception as error:  # its class cannot be opened here: say so beside what happened there
+            note = f"its own class {failure.type_name} cannot be opened here: {error}"
+    else:
+        note = f"its own class {failure.type_name} cannot be pickled"
+    stand_in = RemoteError(f"{failure.type_name}: {failure.message}", failure.type_name, failure.traceback)
+    stand_in.add_note(note)
+    if failure.traceback:
+        stand_in.add_note("\nIn the worker:\n" + failure.traceback.rstrip())
+    return stand_in
+
+
+def own_failure(error: BaseException) -> Failure:
+    """A Failure of qnb's own making (lost, timed out), which has no traceback."""
+    payload = dumps_home(_parts(error, None, set()))
+    return Failure(_type_name(error), _message(error), f"{_type_name(error)}: {error}\n", payload)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<its message cannot be shown: {broken!r}>"
+
+
+def _parts(error: BaseException, tb: TracebackType | None, seen: set[int]) -> tuple[Any, ...]:
+    """(class, args, state, frames of the traceback, cause, context, suppress) with causes nested the same way."""
+    from tblib import Traceback
+
+    seen.add(id(error))
+    frames = Traceback(tb).to_dict() if tb is not None else None
+    state = {k: v for k, v in vars(error).items()}
+    cause, context = error.__cause__, error.__context__
+    nested = [
+        _parts(other, other.__traceback__, seen) if other is not None and id(other) not in seen else None
+        for other in (cause, context)
+    ]
+    inner = None
+    if isinstance(error, BaseExceptionGroup):
+        inner = [_parts(other, other.__traceback__, seen) for other in error.exceptions]
+    return type(error), error.args, state, frames, nested[0], nested[1], error.__suppress_context__, inner
+
+
+def _rebuild(parts: tuple[Any, ...]) -> BaseException:
+    """An exception without its __init__, which may want other arguments than `args`."""
+    from tblib import Traceback
+
+    kind, args, state, frames, cause, context, suppress, inner = parts
+    if inner is not None:
+        error: BaseException = kind(args[0], [_rebuild(other) for other in inner])
+    else:
+        error = kind.__new__(kind, *args)
+        error.args = args
+    vars(error).update(state)
+    error.__cause__ = _rebuild(cause) if cause is not None else None
+    error.__context__ = _rebuild(context) if context is not None else None
+    error.__suppress_context__ = suppress
+    return error.with_traceback(Traceback.from_dict(frames).as_traceback() if frames else None)

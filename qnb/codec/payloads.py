@@ -1,0 +1,122 @@
+"""Arguments and results as bytes: plain values as msgpack, everything else a pickle a call.
+
+The first byte tells: b"c" is msgpack [positional, names, columns], for calls whose arguments are all plain
+(None, bool, int, float, str, bytes); b"p" is msgpack [pickle of (args, kwargs), …]. Values: b"m" is msgpack [value, …],
+b"p" is msgpack [pickle of the value, …]. Plain values can be read in any language, and nothing of them is unpickled.
+Either can be cut to a range of calls without opening a pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+import msgspec
+
+from qnb.codec.pickling import dumps, dumps_home
+from qnb.errors import BadMessage, CannotPickle
+
+PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_NO_NAMES: dict[str, Any] = {}
+
+
+def is_plain(values: Sequence[Any]) -> bool:
+    """Whether all of them can travel as msgpack."""
+    return set(map(type, values)) <= PLAIN
+
+
+def encode_pickled(calls: list[bytes]) -> bytes:
+    """Arguments that were pickled call by call."""
+    return b"p" + _encode(calls)
+
+
+def encode_columns(columns: Sequence[Sequence[Any]], names: Sequence[str], plain: bool) -> bytes:
+    """Arguments of many calls, given by column; the last `len(names)` columns are keyword arguments."""
+    positional = len(columns) - len(names)
+    if plain:
+        try:
+            return b"c" + _encode((positional, names, columns))
+        except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
+            pass  # an integer over 64 bits or a lone surrogate: pickle has no such limit
+    rows = zip(*columns, strict=True)
+    if not names:
+        return encode_pickled([dumps((row, _NO_NAMES)) for row in rows])
+    return encode_pickled([dumps((row[:positional], dict(zip(names, row[positional:], strict=True)))) for row in rows])
+
+
+def decode_calls(data: bytes) -> tuple[bool, Iterable[Any]]:
+    """Whether the calls are pickled, and the calls: (args, kwargs) each, or the unopened pickle of that."""
+    kind, content = _open(data)
+    if kind == b"p":
+        return True, content
+    positional, names, columns = content
+    rows = zip(*columns, strict=True)
+    if not names:
+        return False, zip(rows, repeat(_NO_NAMES))
+    return False, ((row[:positional], dict(zip(names, row[positional:], strict=True))) for row in rows)
+
+
+def slice_calls(data: bytes, start: int, stop: int) -> bytes:
+    """The payload of calls start … stop - 1; no pickle is opened."""
+    kind, content = _open(data)
+    if kind == b"p":
+        return b"p" + _encode(content[start:stop])
+    positional, names, columns = content
+    return b"c" + _encode((positional, names, [column[start:stop] for column in columns]))
+
+
+def encode_values(values: list[Any]) -> tuple[bytes, dict[int, CannotPickle]]:
+    """Results as bytes, and by position those that cannot be pickled (they travel as None)."""
+    if is_plain(values):
+        try:
+            return b"m" + _encode(values), {}
+        except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
+            pass  # as in encode_columns
+    failed: dict[int, CannotPickle] = {}
+    pickles = []
+    for position, value in enumerate(values):
+        try:
+            pickles.append(None if value is None else dumps_home(value))
+        except CannotPickle as error:
+            failed[position] = error
+            pickles.append(None)
+    return b"p" + _encode(pickles), failed
+
+
+def decode_values(data: bytes, loads: Callable[[bytes], Any]) -> tuple[list[Any], dict[int, Exception]]:
+    """Results from bytes, and by position the errors of those that cannot be opened here."""
+    if not data:
+        return [], {}
+    kind, content = _open(data)
+    if kind == b"m":
+        return content, {}
+    values: list[Any] = []
+    failed: dict[int, Exception] = {}
+    for position, pickled in enumerate(content):
+        try:
+            values.append(None if pickled is None else loads(pickled))
+        except Exception as error:
+            failed[position] = error
+            values.append(None)
+    return values, failed
+
+
+def slice_values(data: bytes, start: int, stop: int) -> bytes:
+    """The payload of values start … stop - 1."""
+    if not data:
+        return data
+    kind, content = _open(data)
+    return kind + _encode(content[start:stop])
+
+
+def _open(data: bytes) -> tuple[bytes, Any]:
+    try:
+        kind, content = data[:1], _decode(memoryview(data)[1:])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadMessage(f"not a payload of this version of qnb: {error}") from error
+    if kind not in (b"c", b"p", b"m") or not isinstance(content, list):
+        raise BadMessage(f"not a payload of this version of qnb: it starts with {kind!r}")
+    return kind, content

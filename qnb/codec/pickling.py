@@ -1,0 +1,151 @@
+"""pickle where it is enough, cloudpickle where it is not, and one rule for classes on the way home.
+
+`dumps` ships what lives in `__main__` (a notebook) by value. `dumps_home` is its counterpart in a worker: a class that
+came from a notebook goes back by its tracker id, so that what arrives is an instance of the notebook's own class.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from qnb.errors import CannotPickle, CannotUnpickle
+
+_BY_VALUE = {b"__main__"}
+loads_unchecked = pickle.loads
+
+
+def ship_module(module: Any) -> None:
+    """From now on functions and classes of this module travel by value."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+    _BY_VALUE.add(module.__name__.encode())
+
+
+def by_value(module_name: str) -> bool:
+    """Whether what lives in this module travels by value."""
+    return module_name.encode() in _BY_VALUE
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle for a worker; CannotPickle names the part at fault."""
+    try:
+        data = pickle.dumps(value, 5)
+    except Exception:
+        return dumps_by_value(value)
+    for name in _BY_VALUE:
+        if name in data:
+            return dumps_by_value(value)
+    return data
+
+
+def dumps_by_value(value: Any) -> bytes:
+    """Pickle with cloudpickle, which ships functions and classes of a notebook whole."""
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(value, 5))
+    except Exception as error:
+        raise CannotPickle(f"cannot pickle {culprit(value)}: {error}") from error
+
+
+def dumps_home(value: Any) -> bytes:
+    """Pickle in a worker, for the session."""
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:
+        pass  # plain pickle knows no classes of a notebook: the home pickler does, and has the error if there is one
+    buffer = io.BytesIO()
+    try:
+        _home_pickler()(buffer).dump(value)
+    except Exception as error:
+        raise CannotPickle(f"cannot pickle {culprit(value)}: {error}") from error
+    return buffer.getvalue()
+
+
+def loads(data: bytes) -> Any:
+    """Open a pickle whose signature has been checked; CannotUnpickle says what is missing here."""
+    try:
+        return pickle.loads(data)
+    except ModuleNotFoundError as error:
+        raise CannotUnpickle(
+            f"cannot be opened here: no module {error.name!r} in this Python ({sys.executable}): install it here, "
+            "or ship it with session.ship(module)"
+        ) from error
+    except Exception as error:
+        raise CannotUnpickle(f"cannot be opened here: {type(error).__name__}: {error}") from error
+
+
+_Home: Any = None
+
+
+def _home_pickler() -> Callable[[io.BytesIO], Any]:
+    global _Home
+    if _Home is None:
+        import cloudpickle
+        from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS as tracked
+
+        class HomePickler(cloudpickle.Pickler):
+            def reducer_override(self, obj: Any) -> Any:
+                if isinstance(obj, type) and (tracker := tracked.get(obj)) is not None:
+                    return known_class, (tracker, cloudpickle.dumps(obj, 5))
+                return super().reducer_override(obj)
+
+        _Home = HomePickler
+    return _Home  # type: ignore[no-any-return]
+
+
+def known_class(tracker: str, definition: bytes) -> Any:
+    """The class of this process with that tracker id, untouched; made from its definition where there is none."""
+    from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID as known
+
+    found = known.get(tracker)
+    return pickle.loads(definition) if found is None else found
+
+
+def culprit(value: Any, name: str = "", depth: int = 3) -> str:
+    """A phrase that names the innermost part of `value` that cannot be pickled."""
+    import cloudpickle
+
+    for label, part in _parts(value, name) if depth else ():
+        try:
+            cloudpickle.dumps(part, 5)
+        except Exception:
+            return culprit(part, label, depth - 1)
+    kind = type(value).__module__ + "." + type(value).__qualname__
+    return f"{name or 'the value'} (a {kind.removeprefix('builtins.')})"
+
+
+def _parts(value: Any, name: str) -> list[tuple[str, Any]]:
+    """The named parts one level down: what a function uses, what a container or an object holds."""
+    of = f" of {name}" if name else ""
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        globals_ = value.__globals__
+        parts = [(f"the global {n!r}", globals_[n]) for n in _names(code) if n in globals_]
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=False)
+        return parts + [(f"the enclosing variable {n!r}", c.cell_contents) for n, c in cells]
+    if isinstance(value, dict):
+        return [(f"item {k!r}{of}", v) for k, v in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"item {i}{of}" if name else f"argument {i}", v) for i, v in enumerate(value)]
+    if hasattr(value, "__self__") and hasattr(value, "__func__"):
+        return [("the object the method is bound to", value.__self__)]
+    if hasattr(value, "func") and hasattr(value, "keywords"):
+        return [("the partial's function", value.func), ("its arguments", (value.args, value.keywords))]
+    state = getattr(value, "__dict__", None)
+    if isinstance(state, dict) and not isinstance(value, type):
+        return [(f"attribute {k!r}{of}", v) for k, v in state.items()]
+    return []
+
+
+def _names(code: Any) -> list[str]:
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if hasattr(constant, "co_names"):
+            names += _names(constant)
+    return names

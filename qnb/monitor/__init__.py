@@ -1,0 +1,1 @@
+"""Events and control: what is going on, and how to change it."""

@@ -1,0 +1,185 @@
+"""What a worker does when told to, and what it tells those who watch."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from qnb.codec.signing import NOTE
+from qnb.message import CANCELLED, DONE, FAILED, STATES, Command, Event, Note, Progress, Reply, split_task_id
+
+if TYPE_CHECKING:
+    from qnb.worker.loop import Worker
+
+_ACTIVE_LIMIT = 1000
+_EVENTS_A_TURN = 1000
+
+
+class Commands:
+    """Runs the commands that come over the Bus; keeps the watchers' leases and their events."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._watchers: dict[str, float] = {}
+        self._events: list[Event] = []
+
+    def run(self, command: Command) -> Reply:
+        """The answer to one command; never raises."""
+        name = self._worker.options.name
+        handler: Callable[..., object] | None = getattr(self, "do_" + command.name, None)
+        if handler is None:
+            return Reply(command.id, name, error=f"no command {command.name!r} here: this worker runs another version")
+        try:
+            return Reply(command.id, name, handler(**command.arguments))
+        except Exception as error:  # a faulty request is the asker's to see, and must not end the worker
+            return Reply(command.id, name, error=f"{type(error).__name__}: {error}")
+
+    # Inspect -------------------------------------------------------------------------------------------------
+
+    def do_ping(self) -> object:
+        """Alive."""
+        return "pong"
+
+    def do_stats(self) -> object:
+        """Counts, load, memory."""
+        worker = self._worker
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            **worker_info(worker),
+            "uptime": time.time() - worker.started_at,
+            "tasks": dict(worker.logic.counts),
+            "held_frames": len(worker.logic.held),
+            "lanes": [{"number": lane.number, "pid": lane.pid} for lane in list(worker.lanes.values())],
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "max_rss_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        }
+
+    def do_active(self) -> object:
+        """Calls that run now."""
+        worker, now = self._worker, time.time()
+        running = []
+        for lane in list(worker.lanes.values()):
+            serial, index, started = lane.mark()
+            state = worker.logic.lanes.get(lane.number)
+            given = state.given.get(serial) if state else None
+            if given is not None:
+                frame = given.piece.held.frame
+                running.append(_row(frame.run, index, frame.function.name, lane.pid, now - started))
+        return running
+
+    def do_reserved(self) -> object:
+        """Calls that wait here for a lane."""
+        rows = [
+            _row(piece.held.frame.run, index, piece.held.frame.function.name)
+            for piece in list(self._worker.logic.waiting)
+            for index in range(piece.first, piece.first + min(piece.count, _ACTIVE_LIMIT))
+        ]
+        return rows[:_ACTIVE_LIMIT]
+
+    def do_scheduled(self) -> object:
+        """Calls held for later: none, because delays are kept by the broker."""
+        return []
+
+    def do_revoked(self) -> object:
+        """What is never to be started here."""
+        return [f"{run}:{a}-{a + n - 1}" for run, spans in self._worker.logic.revoked.items() for a, n in spans]
+
+    def do_registered(self) -> object:
+        """Functions that have been run here, by name."""
+        return sorted({given for given in self._worker.logic.names.values()})
+
+    def do_conf(self) -> object:
+        """How this worker was started."""
+        options = self._worker.options
+        return {
+            "broker": self._worker.broker.url,
+            "backend": self._worker.backend.url,
+            "queues": list(options.queues),
+            "concurrency": self._worker.logic.concurrency,
+            "pool": options.pool,
+            "lease": self._worker.consumer.lease,
+            "linger": options.linger,
+            "key_id": self._worker.signer.key_id,
+        }
+
+    # Control -------------------------------------------------------------------------------------------------
+
+    def do_revoke(self, tasks: Any = (), spans: Any = (), terminate: bool = False) -> object:
+        """Never start these; `running` lists those that go on to their end."""
+        every = [(*split_task_id(task), 1) for task in tasks] + [tuple(span) for span in spans]
+        running = self._worker.revoke(every, terminate)  # type: ignore[arg-type]
+        return {"running": [f"{run}:{index}" for run, index in running]}
+
+    def do_shutdown(self) -> object:
+        """Finish what runs and end."""
+        self._worker.stop()
+        return "ok"
+
+    def do_pool_grow(self, n: int = 1) -> object:
+        """More lanes."""
+        return {"concurrency": self._worker.resize(n)}
+
+    def do_pool_shrink(self, n: int = 1) -> object:
+        """Fewer lanes."""
+        return {"concurrency": self._worker.resize(-n)}
+
+    def do_watch(self, peer: str, seconds: float = 10.0) -> object:
+        """Tell events to a peer for so long."""
+        self._watchers[peer] = time.monotonic() + seconds
+        return "ok"
+
+    # Events --------------------------------------------------------------------------------------------------
+
+    def ended(self, run: str, first: int, count: int, states: bytes) -> None:
+        """Calls have ended."""
+        if not self._watchers:
+            return
+        for state in sorted(set(states)) if states else [DONE]:
+            number = states.count(state) if states else count
+            kind = {DONE: "task-done", FAILED: "task-failed", CANCELLED: "task-cancelled"}.get(state, "task-lost")
+            self._events.append(Event(kind, time.time(), self._worker.options.name, run, first, number))
+
+    def progressed(self, progress: Progress) -> None:
+        """A call runs, or will be tried again."""
+        if self._watchers:
+            kind = "task-" + STATES[progress.state]
+            for index in progress.indices:
+                self._events.append(Event(kind, progress.at, progress.worker, progress.run, index))
+
+    def events(self) -> list[Note]:
+        """What there is to tell, for each watcher whose lease runs."""
+        if not self._events:
+            return []
+        events, self._events = self._events[-_EVENTS_A_TURN:], []
+        now, seal = time.monotonic(), self._worker.signer.pack
+        self._watchers = {peer: until for peer, until in self._watchers.items() if until > now}
+        bodies = [seal(NOTE, event) for event in events] if self._watchers else []
+        return [Note(peer, "event", body) for peer in self._watchers for body in bodies]
+
+
+def worker_info(worker: Worker) -> dict[str, object]:
+    """What a worker says of itself with every beat."""
+    logic = worker.logic
+    return {
+        "pid": os.getpid(),
+        "host": os.uname().nodename,
+        "queues": list(worker.options.queues),
+        "pool": worker.options.pool,
+        "concurrency": logic.concurrency,
+        "busy": sum(bool(lane.given) for lane in list(logic.lanes.values())),
+        "done": logic.counts["done"],
+        "failed": logic.counts["failed"],
+        "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        "started_at": worker.started_at,
+    }
+
+
+def _row(run: str, index: int, name: str, pid: int | None = None, seconds: float | None = None) -> dict[str, object]:
+    row: dict[str, object] = {"id": f"{run}:{index}", "name": name}
+    if pid is not None:
+        row |= {"pid": pid, "seconds": round(seconds or 0.0, 3)}
+    return row

@@ -1,0 +1,474 @@
+"""What a worker decides: events in, actions out. No I/O, no clock, no threads."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from qnb.brokers.base import Delivery
+from qnb.codec.failures import own_failure
+from qnb.codec.outcomes import gaps
+from qnb.codec.payloads import slice_calls
+from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
+from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
+from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
+from qnb.worker.protocol import Report, Work
+
+PIECE_SECONDS = 0.02  # a lane gets about this much work at once
+AHEAD_SECONDS = 0.02  # the next work is sent along while a lane has no more than this left
+FETCH_FRAMES = 8
+MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is charged by itself
+TELL_AFTER = 0.1  # a call that runs longer is told to be running
+BACKOFF_MAX = 600.0
+
+Spans = Iterable[tuple[int, int]]
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A frame on a lease. `left` counts calls that are not accounted for."""
+
+    frame: Frame
+    delivery: Delivery
+    left: int
+    begun: bool = False
+    lost: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Calls of a held frame that wait for a lane."""
+
+    held: Held
+    first: int
+    count: int
+
+
+@dataclass(slots=True, eq=False)
+class Given:
+    """A work that a lane has; `seconds` is the estimate, None when the function was never timed."""
+
+    piece: Piece
+    serial: int
+    seconds: float | None
+    told: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class LaneState:
+    """A lane as the logic sees it: what it has been given, in order, and which functions it knows."""
+
+    number: int
+    is_async: bool
+    given: dict[int, Given] = field(default_factory=dict)
+    known: set[bytes] = field(default_factory=set)
+    verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
+    retiring: bool = False
+
+    @property
+    def ahead(self) -> float:
+        """Seconds of work it has, as estimated; infinite when unknown."""
+        return sum(math.inf if g.seconds is None else g.seconds for g in self.given.values())
+
+
+class WorkerLogic:
+    """The state machine. Each method takes one event and gives the actions that follow."""
+
+    def __init__(self, worker: str, concurrency: int) -> None:
+        self.worker = worker
+        self.concurrency = concurrency
+        self.lanes: dict[int, LaneState] = {}
+        self.held: dict[int, Held] = {}
+        self.waiting: deque[Piece] = deque()
+        self.estimates: dict[bytes, float] = {}
+        self.names: dict[bytes, str] = {}
+        self.revoked: dict[str, list[tuple[int, int]]] = {}
+        self.draining = False
+        self.counts = {"done": 0, "failed": 0, "cancelled": 0, "lost": 0, "retried": 0, "lanes_died": 0}
+        self._deaths: dict[tuple[str, int], int] = {}
+        self._serial = 0
+        self._spawning = 0
+        self._spawning_async = False
+
+    # Frames come ---------------------------------------------------------------------------------------------
+
+    def received(self, delivery: Delivery, frame: Frame, stored: Spans, now: float) -> list[Action]:
+        """A frame was delivered; calls in `stored` have an outcome already and are not run again."""
+        if frame.dead:
+            return [Reject(delivery, frame.dead)]
+        spans = gaps(frame.first, frame.count, stored)
+        held = Held(frame, delivery, sum(count for _, count in spans))
+        if not held.left:
+            return [Ack(delivery)]
+        self.held[id(held)] = held
+        self.names[frame.function.hash] = frame.function.name
+        actions: list[Action] = []
+        if delivery.deliveries > MAX_REDELIVERIES:
+            reason = f"its workers died, {MAX_REDELIVERIES} times in a row"
+            for first, count in spans:
+                actions += self._conclude(held, first, count, LOST, TaskLost(f"lost: {reason}"))
+            return actions
+        for first, count in spans:
+            actions += self._admit(held, first, count, now)
+        if frame.function.is_async and not self._async_lane() and not self._spawning_async:
+            self._spawning_async = True
+            actions.append(Spawn(is_async=True))
+        return actions + self.deal()
+
+    def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:
+        options, run = held.frame.options, held.frame.run
+        if options.expires is not None and now >= options.expires:
+            error = TaskExpired(f"expired: not started within its `expires`, {now - options.expires:.1f} s ago")
+            return self._conclude(held, first, count, CANCELLED, error)
+        if revoked := self.revoked.get(run):
+            spans = gaps(first, count, revoked)
+            actions: list[Action] = []
+            for start, length in gaps(first, count, spans):
+                actions += self._conclude(held, start, length, CANCELLED, None)
+            self.waiting += (Piece(held, start, length) for start, length in spans)
+            return actions
+        self.waiting.append(Piece(held, first, count))
+        return []
+
+    def room(self) -> int:
+        """How many frames to fetch now: enough to keep every lane busy, no more than would be stranded by a crash."""
+        if self.draining:
+            return 0
+        lanes = [lane for lane in self.lanes.values() if not lane.is_async and not lane.retiring]
+        if len(self.held) >= 4 * FETCH_FRAMES + len(lanes):
+            return 0
+        idle = sum(not lane.given for lane in lanes)
+        waiting = [piece for piece in self.waiting if not piece.held.frame.function.is_async]
+        if sum(map(self._seconds, waiting)) > AHEAD_SECONDS * len(lanes):
+            return 0
+        if idle or all(lane.ahead <= AHEAD_SECONDS for lane in lanes):
+            known = all(lane.ahead < math.inf for lane in lanes)
+            return FETCH_FRAMES if known and self.estimates else max(0, idle - len(waiting))
+        return 0
+
+    def _seconds(self, piece: Piece) -> float:
+        each = self.estimates.get(piece.held.frame.function.hash)
+        return math.inf if each is None else each * piece.count
+
+    # Lanes come and go ---------------------------------------------------------------------------------------
+
+    def start(self) -> list[Action]:
+        """Ask for the first lanes."""
+        return self._resize()
+
+    def resize(self, concurrency: int) -> list[Action]:
+        """More or fewer lanes; those too many end when they are idle."""
+        self.concurrency = max(1, concurrency)
+        return self._resize() + self.deal()
+
+    def _resize(self) -> list[Action]:
+        lanes = [lane for lane in self.lanes.values() if not lane.is_async and not lane.retiring]
+        missing = self.concurrency - len(lanes) - self._spawning
+        if missing > 0:
+            self._spawning += missing
+            return [Spawn() for _ in range(missing)]
+        surplus = sorted(lanes, key=lambda lane: len(lane.given))[: max(0, len(lanes) - self.concurrency)]
+        for lane in surplus:
+            lane.retiring = True
+        return []
+
+    def lane_up(self, number: int, is_async: bool) -> list[Action]:
+        """A lane has been started."""
+        self.lanes[number] = LaneState(number, is_async)
+        if is_async:
+            self._spawning_async = False
+        else:
+            self._spawning = max(0, self._spawning - 1)
+        return self.deal()
+
+    def idle_to_retire(self) -> list[int]:
+        """Lanes that are to go and have nothing left; the loop closes them."""
+        gone = [lane.number for lane in self.lanes.values() if lane.retiring and not lane.given]
+        for number in gone:
+            del self.lanes[number]
+        return gone
+
+    def lane_down(self, number: int, reason: str, mark: tuple[int, int, float], now: float) -> list[Action]:
+        """A lane has died: the call it was running is charged, all others go to other lanes."""
+        lane = self.lanes.pop(number)
+        actions: list[Action] = []
+        if lane.verdict is None:
+            self.counts["lanes_died"] += 1
+        for given in reversed(lane.given.values()):
+            piece = given.piece
+            if lane.is_async:
+                for index in range(piece.first, piece.first + piece.count):
+                    actions += self._blame(lane, Piece(piece.held, index, 1), index, reason, now)
+            elif given.serial == mark[0]:
+                actions += self._blame(lane, piece, mark[1], reason, now)
+            else:
+                self.waiting.appendleft(piece)
+        if lane.is_async:
+            return actions + ([Spawn(is_async=True)] if self._any_async() else []) + self.deal()
+        return actions + ([] if lane.retiring else self._resize()) + self.deal()
+
+    def _blame(self, lane: LaneState, piece: Piece, index: int, reason: str, now: float) -> list[Action]:
+        """Call `index` of the piece was running in a lane that died; the rest of the piece goes back to wait."""
+        held, stop = piece.held, piece.first + piece.count
+        for first, last in ((index + 1, stop), (piece.first, index)):
+            if last > first:
+                self.waiting.appendleft(Piece(held, first, last - first))
+        frame, options = held.frame, held.frame.options
+        if lane.verdict == ("terminate", index):
+            return self._conclude(held, index, 1, CANCELLED, None)
+        if lane.verdict == ("timeout", index):
+            error = TaskTimeout(f"ran longer than its timeout of {options.timeout:g} s; its lane was killed")
+            if frame.attempt <= options.retries:
+                return self._again(held, index, str(error), now)
+            return self._conclude(held, index, 1, FAILED, error)
+        deaths = self._deaths[frame.run, index] = self._deaths.get((frame.run, index), 0) + 1
+        if deaths < options.max_deliveries:
+            self.waiting.appendleft(Piece(held, index, 1))
+            return [Tell(Progress(frame.run, [index], RETRYING, self.worker, now, frame.attempt), frame.reply_to)]
+        del self._deaths[frame.run, index]
+        times = "once" if deaths == 1 else f"{deaths} times"
+        return self._conclude(held, index, 1, LOST, TaskLost(f"lost: {reason}, {times}; see the dead letters"))
+
+    # Calls end -----------------------------------------------------------------------------------------------
+
+    def reported(self, number: int, report: Report, now: float) -> list[Action]:
+        """A lane has told what became of a work, or of part of it."""
+        lane = self.lanes.get(number)
+        given = lane.given.get(report.serial) if lane else None
+        if lane is None or given is None:
+            return []
+        held, piece = given.piece.held, given.piece
+        actions: list[Action] = []
+        self._learn(held.frame.function.hash, report)
+        for first, count, states, data in report.done:
+            failed = states.count(FAILED)
+            self.counts["failed"] += failed
+            self.counts["done"] += count - failed
+            actions.append(Keep(held.frame.run, first, count, states, data, held.frame.reply_to))
+            actions += self._account(held, count)
+        for index, message in report.again:
+            actions += self._again(held, index, message, now)
+        piece.count -= report.ran
+        if not lane.is_async:
+            piece.first += report.ran
+        if report.rest:
+            actions += self._admit(held, *report.rest, now)
+            piece.count = 0
+        if piece.count <= 0:
+            del lane.given[report.serial]
+        return actions + self.deal()
+
+    def _learn(self, function: bytes, report: Report) -> None:
+        if report.ran:
+            each = max(report.seconds / report.ran, 1e-7)
+            before = self.estimates.get(function)
+            self.estimates[function] = each if before is None else 0.7 * before + 0.3 * each
+
+    def _again(self, held: Held, index: int, message: str, now: float) -> list[Action]:
+        """Publish one call anew, to be delivered after its back-off."""
+        frame, options = held.frame, held.frame.options
+        self.counts["retried"] += 1
+        start = index - frame.first
+        once = replace(
+            frame, first=index, count=1, args=slice_calls(frame.args, start, start + 1), attempt=frame.attempt + 1
+        )
+        delay = min(BACKOFF_MAX, options.backoff * 2 ** (frame.attempt - 1))
+        delay *= 0.5 + 0.5 * _jitter(frame.run, index, frame.attempt)
+        progress = Progress(frame.run, [index], RETRYING, self.worker, now, frame.attempt + 1)
+        tell = Tell(progress, frame.reply_to)
+        return [Publish(once, held.delivery.queue, delay), tell, *self._account(held, 1)]
+
+    def _conclude(self, held: Held, first: int, count: int, state: int, error: QnbError | None) -> list[Action]:
+        """An outcome that the worker itself gives; a lost call goes to the dead letters too."""
+        frame = held.frame
+        failures = dict.fromkeys(range(count), own_failure(error)) if error is not None else {}
+        outcomes = Outcomes(
+            frame.run, first, count, bytes([state]) * count, b"", b"",
+            self.worker, frame.sent_at, frame.attempt, failures,
+        )  # fmt: skip
+        self.counts[{FAILED: "failed", CANCELLED: "cancelled", LOST: "lost"}[state]] += count
+        actions: list[Action] = [Conclude(outcomes, frame.reply_to)]
+        if state == LOST:
+            if held.left == count == frame.count:
+                held.lost = str(error)
+            else:
+                start = first - frame.first
+                args = slice_calls(frame.args, start, start + count)
+                dead = replace(frame, first=first, count=count, args=args, dead=str(error))
+                actions.append(Publish(dead, held.delivery.queue))
+        return actions + self._account(held, count)
+
+    def _account(self, held: Held, count: int) -> list[Action]:
+        held.left -= count
+        if held.left > 0:
+            return []
+        self.held.pop(id(held), None)
+        return [Reject(held.delivery, held.lost) if held.lost else Ack(held.delivery)]
+
+    # Calls are dealt -----------------------------------------------------------------------------------------
+
+    def deal(self) -> list[Action]:
+        """Give waiting pieces to lanes: idle lanes first, then ahead to those that will soon be idle."""
+        actions: list[Action] = []
+        if self.draining:
+            return actions
+        later: list[Piece] = []
+        while self.waiting:
+            piece = self.waiting.popleft()
+            lane = self._lane_for(piece)
+            if lane is None:
+                later.append(piece)
+                if not piece.held.frame.function.is_async and not self._any_async():
+                    break
+                continue
+            size = self._size(piece, lane)
+            if size < piece.count:
+                self.waiting.appendleft(Piece(piece.held, piece.first + size, piece.count - size))
+                piece.count = size
+            actions.append(self._give(lane, piece))
+        self.waiting.extendleft(reversed(later))
+        return actions
+
+    def _lane_for(self, piece: Piece) -> LaneState | None:
+        if piece.held.frame.function.is_async:
+            return self._async_lane()
+        best: LaneState | None = None
+        for lane in self.lanes.values():
+            if lane.is_async or lane.retiring or lane.verdict is not None:
+                continue
+            if not lane.given:
+                return lane
+            if lane.ahead <= AHEAD_SECONDS and (best is None or lane.ahead < best.ahead):
+                best = lane
+        # Only what is known to be short may wait behind something else.
+        return best if best is not None and self._seconds(piece) < math.inf else None
+
+    def _size(self, piece: Piece, lane: LaneState) -> int:
+        if lane.is_async:
+            return piece.count
+        each = self.estimates.get(piece.held.frame.function.hash)
+        if each is None:
+            return 1
+        size = max(1, int(PIECE_SECONDS / each))
+        if each * piece.count > 0.002:  # worth spreading
+            waiting = piece.count + sum(other.count for other in self.waiting)
+            lanes = sum(not other.is_async for other in self.lanes.values())
+            size = min(size, math.ceil(waiting / lanes))
+        return size
+
+    def _give(self, lane: LaneState, piece: Piece) -> Deal:
+        self._serial += 1
+        frame, function, options = piece.held.frame, piece.held.frame.function, piece.held.frame.options
+        piece.held.begun = True
+        args, start = frame.args, piece.first - frame.first
+        if piece.count != frame.count:
+            args = slice_calls(args, start, start + piece.count)
+        code = None if function.hash in lane.known else function.code
+        lane.known.add(function.hash)
+        seconds = self._seconds(piece)
+        lane.given[self._serial] = Given(piece, self._serial, None if seconds == math.inf else seconds)
+        work = Work(
+            self._serial, frame.run, piece.first, piece.count, function.hash, function.name, code, args,
+            frame.sent_at, frame.attempt, options.retries, options.soft_timeout, options.timeout,
+        )  # fmt: skip
+        return Deal(lane.number, work)
+
+    def _async_lane(self) -> LaneState | None:
+        return next((lane for lane in self.lanes.values() if lane.is_async and lane.verdict is None), None)
+
+    def _any_async(self) -> bool:
+        return any(piece.held.frame.function.is_async for piece in self.waiting)
+
+    # Time passes ---------------------------------------------------------------------------------------------
+
+    def tick(self, marks: dict[int, tuple[int, int, float]], now: float) -> list[Action]:
+        """Look at what runs: kill what is over its timeout, tell what has run for a while."""
+        actions: list[Action] = []
+        for number, (serial, index, started) in marks.items():
+            lane = self.lanes.get(number)
+            given = lane.given.get(serial) if lane else None
+            if lane is None or given is None or lane.is_async:
+                continue
+            frame, ran = given.piece.held.frame, now - started
+            timeout = frame.options.timeout
+            if timeout is not None and ran > timeout and lane.verdict is None:
+                lane.verdict = ("timeout", index)
+                actions.append(Kill(number))
+            elif ran > TELL_AFTER and given.told != index:
+                given.told = index
+                running = Progress(frame.run, [index], RUNNING, self.worker, started, frame.attempt)
+                actions.append(Tell(running, frame.reply_to))
+        return actions
+
+    # Orders --------------------------------------------------------------------------------------------------
+
+    def revoke(
+        self, run: str, first: int, count: int, terminate: bool, marks: dict[int, tuple[int, int, float]]
+    ) -> tuple[list[Action], list[int]]:
+        """Never start these calls; with `terminate`, kill those that run. Also gives those that run and go on."""
+        self.revoked.setdefault(run, []).append((first, count))
+        actions: list[Action] = []
+        for piece in [p for p in self.waiting if p.held.frame.run == run]:
+            spans = gaps(piece.first, piece.count, [(first, count)])
+            if sum(length for _, length in spans) == piece.count:
+                continue
+            self.waiting.remove(piece)
+            self.waiting.extendleft(Piece(piece.held, *span) for span in reversed(spans))
+            for start, length in gaps(piece.first, piece.count, spans):
+                actions += self._conclude(piece.held, start, length, CANCELLED, None)
+        running: list[int] = []
+        for lane in self.lanes.values():
+            for given in lane.given.values():
+                piece = given.piece
+                if piece.held.frame.run != run:
+                    continue
+                # Calls that a lane has been given count as started: it cannot be asked to leave one out.
+                low, high = max(piece.first, first), min(piece.first + piece.count, first + count)
+                serial, index, _ = marks.get(lane.number, (0, 0, 0.0))
+                if terminate and low <= index < high and serial == given.serial and lane.verdict is None:
+                    lane.verdict = ("terminate", index)
+                    actions.append(Kill(lane.number))
+                else:
+                    running += range(low, high)
+        return actions, running
+
+    def drain(self) -> list[Action]:
+        """Start nothing more; give back what has not been started. Calls that run go on to their end."""
+        self.draining = True
+        actions: list[Action] = []
+        begun: dict[int, list[Piece]] = {}
+        for piece in self.waiting:
+            begun.setdefault(id(piece.held), []).append(piece)
+        self.waiting.clear()
+        for key, pieces in begun.items():
+            held = pieces[0].held
+            if held.left == sum(piece.count for piece in pieces):
+                del self.held[key]
+                actions.append(Release(held.delivery))
+                continue
+            for piece in pieces:
+                # Part of the frame runs here: the rest travels on as a frame of its own.
+                start = piece.first - held.frame.first
+                args = slice_calls(held.frame.args, start, start + piece.count)
+                rest = replace(held.frame, first=piece.first, count=piece.count, args=args)
+                actions += [Publish(rest, held.delivery.queue), *self._account(held, piece.count)]
+        return actions
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held."""
+        return not self.held
+
+    @property
+    def busy(self) -> bool:
+        """Whether a lane has work."""
+        return any(lane.given for lane in self.lanes.values())
+
+
+def _jitter(run: str, index: int, attempt: int) -> float:
+    """0 … 1, the same for the same attempt: spreads retries without a random source."""
+    return hash((run, index, attempt)) % 1000 / 1000

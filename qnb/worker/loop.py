@@ -1,0 +1,454 @@
+"""The threads round the logic: one receives, one settles, one keeps leases, presence and commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from qnb.backends.base import Backend
+from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec, Turn
+from qnb.codec.outcomes import gaps, slice_outcomes
+from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, OUTCOMES, Signer, decode, encode
+from qnb.errors import MessageError, QnbError
+from qnb.message import DEFAULT_QUEUE, Command, Envelope, Frame, Note, Outcomes, Reply, Stored
+from qnb.worker import actions as act
+from qnb.worker.commands import Commands, worker_info
+from qnb.worker.logic import WorkerLogic
+from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
+from qnb.worker.protocol import Welcome
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.05
+WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never."""
+
+    name: str
+    queues: Sequence[str] = (DEFAULT_QUEUE,)
+    concurrency: int = 1
+    pool: str = "process"
+    linger: float | None = None
+
+
+class Worker:
+    """Takes frames from a broker and runs their calls in lanes."""
+
+    def __init__(self, broker: Broker, backend: Backend, key: bytes, options: WorkerOptions) -> None:
+        self.broker = broker
+        self.backend = backend
+        self.options = options
+        self.peer = WORKER_PREFIX + options.name
+        self.signer = Signer(key)
+        self.logic = WorkerLogic(options.name, options.concurrency)
+        self.lanes: dict[int, Lane] = {}
+        self.started_at = time.time()
+        self.stopped = threading.Event()
+        self._welcome = Welcome(key, options.name)
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._poke = socket.socketpair()
+        self._bell.setblocking(False)
+        self._poke.setblocking(False)
+        self._actions: deque[act.Action] = deque()
+        self._next_lane = 0
+        self._closing = self._cold = False
+        self._last_work = time.monotonic()
+        for queue in options.queues:
+            broker.declare(QueueSpec(queue))
+        self.bus = broker.bus()
+        self.inbox = self.bus.join(self.peer)
+        self._commands = Commands(self)
+        self.consumer = broker.consume(list(options.queues), prefetch=64)
+        self._settle_at_once = broker.partner(backend)
+        self._threads = [
+            threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
+            for body in (self._receive, self._settle, self._keep)
+        ]
+
+    # Life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads and the lanes; returns at once."""
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        for run, first, count in self.backend.revoked():
+            self.logic.revoked.setdefault(run, []).append((first, count))
+        self._do(self.logic.start())
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Warm: finish what runs, give back the rest, end. Called again: cold, what runs is killed and given back."""
+        if self._closing:
+            self._cold = True
+        self._closing = True
+        self._ring()
+        self.consumer.wake()
+
+    def join(self) -> None:
+        """Wait until all is settled and closed. Signals are handled meanwhile."""
+        while not self.stopped.wait(0.5):
+            pass
+
+    def _guard(self, body: object) -> None:
+        try:
+            body()  # type: ignore[operator]
+        except BaseException:
+            log.exception("worker %s stops: a fault of its own", self.options.name)
+            self._cold = self._closing = True
+            self.stopped.set()
+            raise
+
+    # Receive -------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        while not self._closing:
+            with self._room:
+                room = self.logic.room()
+                if not room:
+                    self._room.wait(1.0)
+                    continue
+            try:
+                deliveries = self.consumer.receive_many(room, 5.0)
+            except QnbError as error:
+                log.warning("cannot receive, trying on: %s", error)
+                self.stopped.wait(1.0)
+                continue
+            for delivery in deliveries:
+                self._take(delivery)
+
+    def _take(self, delivery: Delivery) -> None:
+        try:
+            frame = self._open(delivery)
+        except MessageError as error:
+            log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
+            self._do([act.Reject(delivery, str(error))])
+            return
+        stored = self._stored(frame) if delivery.deliveries > 1 else []
+        spans = [(record.first, record.count) for record in stored]
+        if stored and frame.reply_to:
+            # Whoever stored them may have died before telling.
+            self.bus.post_many([Note(frame.reply_to, "outcomes", record.data) for record in stored])
+        with self._lock:
+            self._last_work = time.monotonic()
+            self._do(self.logic.received(delivery, frame, spans, time.time()))
+
+    def _open(self, delivery: Delivery) -> Frame:
+        frame = self.signer.unpack(FRAME, delivery.body, Frame)
+        function = frame.function
+        if function.code is None:
+            code = self._blob(function.hash.hex(), CODE)
+            frame = msgspec.structs.replace(frame, function=msgspec.structs.replace(function, code=code))
+        if frame.blob is not None:
+            frame = msgspec.structs.replace(frame, args=self._blob(frame.blob, BLOB), blob=None)
+        return frame
+
+    def _blob(self, key: str, purpose: bytes) -> bytes:
+        sealed = self.backend.get_blob(key)
+        if sealed is None:
+            raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
+        return self.signer.unseal(purpose, sealed)
+
+    def _stored(self, frame: Frame) -> Sequence[Stored]:
+        return self.backend.fetch_many(frame.run, [(frame.first, frame.count)])
+
+    # Settle --------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        while True:
+            busy = self.logic.busy or self._closing
+            ready = self._selector.select(TICK_SECONDS if busy else None)
+            with self._lock:
+                for key, _ in ready:
+                    if key.data is None:
+                        self._drain_bell()
+                    else:
+                        self._hear(key.data)
+                if busy:
+                    marks = self._marks()
+                    self._do(self.logic.tick(marks, time.time()))
+                if self._closing:
+                    self._do(self.logic.drain())
+                    if self._cold:
+                        self._kill_all()
+                self._retire()
+                self._room.notify_all()
+                taken = list(self._actions)
+                self._actions.clear()
+            self._settle_turn(taken)
+            if self._closing and (self.logic.idle or self._cold) and not self._actions:
+                self._close()
+                return
+
+    def _hear(self, number: int) -> None:
+        lane = self.lanes.get(number)
+        if lane is None:
+            return
+        if lane.unsent:  # type: ignore[attr-defined]
+            self._watch(lane, not lane.flush())
+        try:
+            for report in lane.receive():
+                self._last_work = time.monotonic()
+                self._do(self.logic.reported(number, report, time.time()))
+        except LaneDied as death:
+            self._selector.unregister(lane)
+            del self.lanes[number]
+            if not self._closing or not self._cold:
+                log.warning("lane %d (pid %d) of worker %s: %s", number, lane.pid, self.options.name, death)
+            self._do(self.logic.lane_down(number, str(death), lane.mark(), time.time()))
+
+    def _marks(self) -> dict[int, tuple[int, int, float]]:
+        return {number: lane.mark() for number, lane in self.lanes.items()}
+
+    def _do(self, actions: Sequence[act.Action]) -> None:
+        """Carry out what concerns lanes at once; leave the rest for the settle thread's next turn."""
+        if not actions:
+            return
+        later = False
+        with self._lock:
+            for action in actions:
+                if isinstance(action, act.Deal):
+                    lane = self.lanes[action.lane]
+                    lane.send(action.work)
+                    if lane.unsent:  # type: ignore[attr-defined]
+                        self._watch(lane, True)
+                elif isinstance(action, act.Kill):
+                    self.lanes[action.lane].kill()
+                elif isinstance(action, act.Spawn):
+                    self._spawn(action.is_async)
+                else:
+                    self._actions.append(action)
+                    later = True
+        if later or any(isinstance(a, act.Deal) for a in actions):
+            self._ring()
+
+    def _spawn(self, is_async: bool) -> None:
+        self._next_lane += 1
+        number = self._next_lane
+        if self.options.pool == "thread" and not is_async:
+            lane: Lane = ThreadLane(number, self._welcome)
+        else:
+            lane = ProcessLane(number, self._welcome, is_async=is_async)
+        self.lanes[number] = lane
+        self._selector.register(lane, selectors.EVENT_READ, number)
+        self._do(self.logic.lane_up(number, is_async))
+
+    def _watch(self, lane: Lane, writing: bool) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
+        if self._selector.get_key(lane).events != events:
+            self._selector.modify(lane, events, lane.number)
+
+    def _retire(self) -> None:
+        for number in self.logic.idle_to_retire():
+            lane = self.lanes.pop(number)
+            self._selector.unregister(lane)
+            lane.close()
+
+    # One turn ------------------------------------------------------------------------------------------------
+
+    def _settle_turn(self, taken: list[act.Action]) -> None:
+        turn = Turn()
+        rest: list[act.Action] = []
+        for action in taken:
+            match action:
+                case act.Keep(run, first, count, states, data, reply_to):
+                    self._add_outcome(turn, Stored(run, first, count, data), reply_to)
+                    self._commands.ended(run, first, count, states)
+                case act.Conclude(outcomes, reply_to):
+                    data = self.signer.pack(OUTCOMES, outcomes)
+                    self._add_outcome(turn, Stored(outcomes.run, outcomes.first, outcomes.count, data), reply_to)
+                    self._commands.ended(outcomes.run, outcomes.first, outcomes.count, outcomes.states)
+                case act.Tell(progress, reply_to):
+                    if reply_to:
+                        turn.post.append(Note(reply_to, "progress", self.signer.pack(NOTE, progress)))
+                    self._commands.progressed(progress)
+                case act.Publish(frame, queue, delay):
+                    body = self.signer.pack(FRAME, frame)
+                    turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
+                case act.Ack(delivery):
+                    turn.ack.append(delivery)
+                case _:
+                    rest.append(action)
+        turn.post += self._commands.events()
+        self._persist(lambda: self._settle_all(turn, rest))
+
+    def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
+        turn.store.append(stored)
+        if not reply_to:
+            return
+        limit = self.broker.features.limits.message_bytes
+        if limit is not None and len(stored.data) > limit:
+            where = encode((stored.run, stored.first, stored.count))
+            turn.post.append(Note(reply_to, "stored", self.signer.seal(NOTE, where)))
+        else:
+            turn.post.append(Note(reply_to, "outcomes", stored.data))
+
+    def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
+        if turn:
+            if self._settle_at_once is not None:
+                refused = self._settle_at_once(self.consumer, turn)
+            else:
+                refused = self._settle_in_steps(turn)
+            turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
+            self._mend(refused)
+        releases = [a.delivery for a in rest if isinstance(a, act.Release)]
+        if releases:
+            self.consumer.release_many(releases)
+        for action in rest:
+            if isinstance(action, act.Reject):
+                self.consumer.reject_many([action.delivery], action.reason)
+        rest.clear()
+
+    def _settle_in_steps(self, turn: Turn) -> Sequence[Stored]:
+        if turn.publish:
+            self.broker.publish_many(turn.publish)
+            turn.publish = []
+        refused = self.backend.store_many(turn.store) if turn.store else []
+        if turn.post:
+            self.bus.post_many(turn.post)
+        if turn.ack:
+            self.consumer.ack_many(turn.ack)
+        return refused
+
+    def _mend(self, refused: Sequence[Stored]) -> None:
+        """Another worker has stored outcomes for the first of these calls: keep what it has none for."""
+        for record in refused:
+            outcomes: Outcomes | None = None
+            spans = [(s.first, s.count) for s in self.backend.fetch_many(record.run, [(record.first, record.count)])]
+            for first, count in gaps(record.first, record.count, spans):
+                if outcomes is None:
+                    outcomes = self.signer.unpack(OUTCOMES, record.data, Outcomes)
+                start = first - record.first
+                part = slice_outcomes(outcomes, start, start + count)
+                self._mend(self.backend.store_many([Stored(record.run, first, count, self.signer.pack(OUTCOMES, part))]))
+
+    def _persist(self, settle: object) -> None:
+        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""
+        pause = 0.1
+        while True:
+            try:
+                settle()  # type: ignore[operator]
+                return
+            except QnbError as error:
+                log.warning("cannot settle, trying again in %.1f s: %s", pause, error)
+                if self._cold:
+                    return
+                time.sleep(pause)
+                pause = min(5.0, 2 * pause)
+
+    # Keep ----------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Presence, leases, commands. None of it waits for a lane or for the settling of outcomes."""
+        lease = self.consumer.lease
+        beat = extended = 0.0
+        while not self.stopped.is_set():
+            now = time.monotonic()
+            try:
+                if now - beat >= PRESENCE_SECONDS / 3:
+                    beat = now
+                    self.inbox.beat(encode(worker_info(self)))
+                    self._linger(now)
+                if now - extended >= lease / 3:
+                    extended = now
+                    with self._lock:
+                        held = [item.delivery for item in self.logic.held.values()]
+                    if held:
+                        self.consumer.extend_many(held, lease)
+                for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):
+                    self._command(note)
+            except QnbError as error:
+                log.warning("bus of worker %s: %s", self.options.name, error)
+                self.stopped.wait(0.5)
+        self.inbox.close()
+
+    def _linger(self, now: float) -> None:
+        if self.options.linger is None or self._closing:
+            return
+        if not self.logic.idle or self.bus.peers(SESSION_PREFIX):
+            self._last_work = now
+        elif now - self._last_work > self.options.linger:
+            log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
+            self.stop()
+
+    def _command(self, note: Note) -> None:
+        try:
+            command = decode(self.signer.unseal(NOTE, note.body), Command)
+        except MessageError as error:
+            log.warning("a command is refused: %s", error)
+            return
+        reply = self._commands.run(command)
+        if command.reply_to:
+            body = self.signer.pack(NOTE, reply)
+            self.bus.post_many([Note(command.reply_to, "reply", body)])
+
+    # Orders --------------------------------------------------------------------------------------------------
+
+    def revoke(self, spans: Sequence[tuple[str, int, int]], terminate: bool) -> list[tuple[str, int]]:
+        """Never start these calls; the (run, index) of those that run and go on."""
+        running: list[tuple[str, int]] = []
+        with self._lock:
+            marks = self._marks()
+            for run, first, count in spans:
+                actions, indices = self.logic.revoke(run, first, count, terminate, marks)
+                self._do(actions)
+                running += [(run, index) for index in indices]
+        self._ring()
+        return running
+
+    def resize(self, change: int) -> int:
+        """Grow or shrink the pool; the new concurrency."""
+        with self._lock:
+            self._do(self.logic.resize(self.logic.concurrency + change))
+            self._room.notify_all()
+        self._ring()
+        return self.logic.concurrency
+
+    # Ends ----------------------------------------------------------------------------------------------------
+
+    def _kill_all(self) -> None:
+        for lane in self.lanes.values():
+            lane.kill()
+        self._actions += [act.Release(held.delivery) for held in self.logic.held.values()]
+        self.logic.held.clear()
+
+    def _close(self) -> None:
+        """Lanes first, so that nothing more can be reported; the consumer last but one, to release what is left."""
+        for lane in self.lanes.values():
+            lane.close()
+        self.stopped.set()
+        self.inbox.wake()
+        try:
+            self.consumer.close()
+        except QnbError as error:
+            log.warning("closing: %s", error)
+
+    def _ring(self) -> None:
+        try:
+            self._poke.send(b"!")
+        except (BlockingIOError, OSError):
+            pass  # a full pipe rings already, a closed one has no listener
+
+    def _drain_bell(self) -> None:
+        try:
+            self._bell.recv(4096)
+        except BlockingIOError:
+            pass  # someone else has read it
+
+
+def default_name() -> str:
+    """host-pid: unique on a network, and says where to look."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"

@@ -1,0 +1,232 @@
+"""Lanes: the processes or threads in which calls run, as the worker sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from qnb.codec.signing import Signer, decode
+from qnb.worker.lane import MARK_BYTES, Page
+from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
+from qnb.worker.runner import Runner
+
+_SOCKET_BYTES = 1 << 20
+_NO_MARK = (0, 0, 0.0)
+
+
+class LaneDied(Exception):
+    """The lane's process has ended; str() says how."""
+
+
+class Lane(Protocol):
+    """Where calls run, one after the other. `receive` and `flush` are called by the settle thread alone."""
+
+    number: int
+    is_async: bool
+    pid: int
+
+    def fileno(self) -> int:
+        """Readable when there is something to receive."""
+
+    def send(self, work: Work) -> None:
+        """Hand over a work; never blocks."""
+
+    def flush(self) -> bool:
+        """Write what did not fit; True when all is written."""
+
+    def receive(self) -> list[Report]:
+        """What has been reported; LaneDied when it has ended."""
+
+    def mark(self) -> tuple[int, int, float]:
+        """What it is running: serial, index, Unix time of the start."""
+
+    def kill(self) -> None:
+        """End it at once; receive() then raises LaneDied."""
+
+    def close(self) -> None:
+        """It is idle: let it go."""
+
+
+class ProcessLane:
+    """A lane in a process of its own, started fresh (never forked from a process with threads)."""
+
+    def __init__(self, number: int, welcome: Welcome, *, is_async: bool = False) -> None:
+        self.number = number
+        self.is_async = is_async
+        self._sock, theirs = socket.socketpair()
+        for end in (self._sock, theirs):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        life, self._life = os.pipe()
+        with tempfile.TemporaryFile() as file:
+            file.truncate(MARK_BYTES)
+            fds = (theirs.fileno(), file.fileno(), life)
+            module = "qnb.worker.async_lane" if is_async else "qnb.worker.lane"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from {module} import main; main{fds}"],
+                stdin=subprocess.DEVNULL,
+                pass_fds=fds,
+            )
+            self._page = Page(file.fileno())
+        self.pid = self._process.pid
+        self._ooms = _oom_kills()
+        theirs.close()
+        os.close(life)
+        self._sock.setblocking(False)
+        self._unpacker = Unpacker()
+        self._left = bytearray()
+        self._lock = threading.Lock()
+        self._buffer = bytearray(_SOCKET_BYTES)
+        self._write(pack(welcome))
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, work: Work) -> None:
+        self._write(pack(work))
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            if not self._left:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    sent = self._sock.send(data)
+                    if sent == len(data):
+                        return
+                    data = data[sent:]
+            self._left += data
+
+    def flush(self) -> bool:
+        with self._lock:
+            if self._left:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    del self._left[: self._sock.send(self._left)]
+            return not self._left
+
+    @property
+    def unsent(self) -> bool:
+        """Whether flush() has work to do."""
+        return bool(self._left)
+
+    def receive(self) -> list[Report]:
+        reports: list[Report] = []
+        try:
+            while length := self._sock.recv_into(self._buffer):
+                bodies = self._unpacker.feed(memoryview(self._buffer)[:length])
+                reports += [decode(body, Report) for body in bodies]
+                if length < _SOCKET_BYTES // 4:
+                    return reports
+        except BlockingIOError:
+            return reports
+        except ConnectionError:
+            pass  # the same as an end of file: it is gone
+        if reports:
+            return reports
+        raise LaneDied(self._reason())
+
+    def mark(self) -> tuple[int, int, float]:
+        return self._page.read()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        self._sock.close()
+        os.close(self._life)
+        try:
+            self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _reason(self) -> str:
+        code = self._process.wait()
+        self._sock.close()
+        os.close(self._life)
+        if code >= 0:
+            return f"its process ended with exit code {code}"
+        name = signal.Signals(-code).name
+        if code == -signal.SIGKILL and _oom_kills() > self._ooms:
+            return "out of memory: its process was killed by the kernel (SIGKILL)"
+        return f"its process was killed by signal {-code} ({name})"
+
+
+class ThreadLane:
+    """A lane in a thread. It cannot be killed: a call over its timeout is left to itself and no longer listened to."""
+
+    def __init__(self, number: int, welcome: Welcome) -> None:
+        self.number = number
+        self.is_async = False
+        self.pid = os.getpid()
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._reports: deque[Report] = deque()
+        self._mark = _NO_MARK
+        self._dead = False
+        self._thread = threading.Thread(target=self._run, args=(welcome,), name=f"qnb-lane-{number}", daemon=True)
+        self._thread.start()
+
+    def _run(self, welcome: Welcome) -> None:
+        runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report)
+        while (work := self._works.get()) is not None:
+            runner.run(work)
+
+    def _note(self, serial: int, index: int, started: float) -> None:
+        self._mark = (serial, index, started)
+
+    def _report(self, report: Report) -> None:
+        self._reports.append(report)
+        with contextlib.suppress(OSError):  # a killed lane's end is closed, and nobody listens
+            self._theirs.send(b"!")
+
+    unsent = False
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def send(self, work: Work) -> None:
+        self._works.put(work)
+
+    def flush(self) -> bool:
+        return True
+
+    def receive(self) -> list[Report]:
+        with contextlib.suppress(BlockingIOError):
+            self._ours.recv(4096)
+        if self._dead:
+            self._ours.close()
+            raise LaneDied("it is a thread, which cannot be killed: the call was left to itself")
+        return [self._reports.popleft() for _ in range(len(self._reports))]
+
+    def mark(self) -> tuple[int, int, float]:
+        return self._mark
+
+    def kill(self) -> None:
+        self._dead = True
+        self._works.put(None)
+        self._theirs.send(b"!")
+
+    def close(self) -> None:
+        self._works.put(None)
+        self._ours.close()
+        self._theirs.close()
+
+
+def _oom_kills() -> int:
+    """How many processes of this container the kernel has killed for want of memory; 0 where nobody counts."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.events").read_text()
+    except OSError:
+        return 0
+    counts = dict(line.split() for line in text.splitlines())
+    return int(counts.get("oom_kill", 0))

@@ -1,0 +1,80 @@
+"""What a worker and its lanes say to each other over a socket: length-prefixed msgpack. Both ends are of one worker."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+_LENGTH = struct.Struct("<I")
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """Calls for a lane to run. `code` comes only with the first work of a function in this lane."""
+
+    serial: int
+    run: str
+    first: int
+    count: int
+    hash: bytes
+    name: str
+    code: bytes | None
+    args: bytes
+    queued_at: float
+    attempt: int = 1
+    retries: int = 0
+    soft_timeout: float | None = None
+    timeout: float | None = None
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What became of calls of one Work: `ran` of them ended, in `seconds` in all.
+
+    `done` has (first, count, states, sealed Outcomes). `again` has (index, message) of calls to be tried again.
+    `rest` is the (first, count) that the lane gives back unrun.
+    """
+
+    serial: int
+    ran: int
+    seconds: float
+    done: list[tuple[int, int, bytes, bytes]] = []
+    again: list[tuple[int, str]] = []
+    rest: tuple[int, int] | None = None
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    """The first thing a lane is told: the signing key, which may stand on no command line, and its worker's name."""
+
+    key: bytes
+    worker: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def pack(message: msgspec.Struct) -> bytes:
+    """A message with its length in front."""
+    body = _encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unpacker:
+    """Cuts a byte stream into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """The bodies that are complete now."""
+        buffer = self._buffer
+        buffer += data
+        bodies, start = [], 0
+        while len(buffer) - start >= 4:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if len(buffer) - start - 4 < length:
+                break
+            bodies.append(bytes(buffer[start + 4 : start + 4 + length]))
+            start += 4 + length
+        if start:
+            del buffer[:start]
+        return bodies

@@ -1,0 +1,164 @@
+"""Runs the calls of one Work, in whatever process or thread it is called."""
+
+from __future__ import annotations
+
+import array
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from time import time
+from types import FrameType
+from typing import Any
+
+from qnb.codec.failures import own_failure, pack_failure
+from qnb.codec.functions import unpack
+from qnb.codec.payloads import decode_calls, encode_values
+from qnb.codec.pickling import loads
+from qnb.codec.signing import OUTCOMES, Signer
+from qnb.errors import CannotUnpickle, SoftTimeout
+from qnb.message import DONE, FAILED, Failure, Outcomes
+from qnb.worker.protocol import Report, Work
+
+# A work of many calls is cut short after this long, so that a wrong estimate holds up neither results nor other lanes.
+HOLD_SECONDS = 0.1
+
+Mark = Callable[[int, int, float], None]  # (serial, index, Unix time): the call that starts now
+Send = Callable[[Report], None]
+
+
+class Runner:
+    """Keeps the functions it has been given, and runs works."""
+
+    def __init__(self, worker: str, signer: Signer, mark: Mark, send: Send) -> None:
+        self.worker = worker
+        self.signer = signer
+        self.mark = mark
+        self.send = send
+        self._functions: dict[bytes, Callable[..., Any] | CannotUnpickle] = {}
+
+    def function(self, work: Work) -> Callable[..., Any]:
+        """The function of a work; CannotUnpickle each time when it cannot be opened here."""
+        found = self._functions.get(work.hash)
+        if found is None or work.code is not None:
+            try:
+                found = unpack(work.name, work.code or b"")
+            except CannotUnpickle as error:
+                found = error
+            self._functions[work.hash] = found
+        if isinstance(found, CannotUnpickle):
+            raise CannotUnpickle(str(found)) from found.__cause__
+        return found
+
+    def run(self, work: Work) -> None:
+        """Run the calls in order; reports at the end, or after HOLD_SECONDS with the rest given back."""
+        record = Record(self, work)
+        pickled, calls = decode_calls(work.args)
+        try:
+            function = self.function(work)
+        except CannotUnpickle as error:
+            record.fail_all(error)
+            return
+        mark, serial, index = self.mark, work.serial, work.first
+        values, ends, last = record.values, record.ends, work.first + work.count - 1
+        timed = _soft_timer(work.soft_timeout) if work.soft_timeout else None
+        ended = record.begun
+        for call in calls:
+            mark(serial, index, ended)
+            try:
+                args, kwargs = loads(call) if pickled else call
+                if timed is None:
+                    values.append(function(*args, **kwargs))
+                else:
+                    values.append(timed(function, args, kwargs))
+            except BaseException as error:
+                record.fail(index, error)
+            ended = time()
+            ends.append(ended)
+            if ended - record.begun > HOLD_SECONDS and index < last:
+                break
+            index += 1
+        record.report(rest=(index + 1, last - index) if index < last else None)
+
+
+class Record:
+    """Collects the ends of consecutive calls and reports them as Outcomes."""
+
+    def __init__(self, runner: Runner, work: Work) -> None:
+        self.runner = runner
+        self.work = work
+        self.begun = time()
+        self.values: list[Any] = []
+        self.ends: list[float] = []
+        self.failures: dict[int, Failure] = {}
+        self.again: list[tuple[int, str]] = []
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """The call at `index`, next in order, raised."""
+        self.values.append(None)
+        if self.work.attempt <= self.work.retries:
+            self.again.append((index, f"{type(error).__name__}: {error}"))
+        else:
+            # The first frame is Runner.run's; a function that never got to run has only that one.
+            self.failures[index - self.work.first] = pack_failure(error, skip=1)
+
+    def fail_all(self, error: CannotUnpickle) -> None:
+        """None of the calls can be run."""
+        now, failure = time(), own_failure(error)
+        count = self.work.count
+        self.values, self.ends = [None] * count, [now] * count
+        self.failures = dict.fromkeys(range(count), failure)
+        self.report(rest=None)
+
+    def report(self, rest: tuple[int, int] | None) -> None:
+        """Send what there is. Calls to be tried again cut it into several Outcomes, since they have none yet."""
+        done, start = [], 0
+        for index, _ in self.again:
+            stop = index - self.work.first
+            if stop > start:
+                done.append(self._outcomes(start, stop))
+            start = stop + 1
+        if len(self.ends) > start:
+            done.append(self._outcomes(start, len(self.ends)))
+        seconds = self.ends[-1] - self.begun if self.ends else 0.0
+        self.runner.send(Report(self.work.serial, len(self.ends), seconds, done, self.again, rest))
+
+    def _outcomes(self, start: int, stop: int) -> tuple[int, int, bytes, bytes]:
+        work = self.work
+        values, unpicklable = encode_values(self.values[start:stop])
+        failures = {i - start: f for i, f in self.failures.items() if start <= i < stop}
+        for position, error in unpicklable.items():
+            failures[position] = own_failure(error)
+        states = b""
+        if failures:
+            states = bytes(FAILED if i in failures else DONE for i in range(stop - start))
+        starts = [self.begun, *self.ends][start:stop]
+        times = array.array("d", starts + self.ends[start:stop])
+        if sys.byteorder == "big":
+            times.byteswap()
+        first = work.first + start
+        outcomes = Outcomes(
+            work.run, first, stop - start, states, values, times.tobytes(),
+            self.runner.worker, work.queued_at, work.attempt, failures,
+        )  # fmt: skip
+        return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
+
+
+def _soft_timer(seconds: float) -> Callable[..., Any] | None:
+    """A caller that raises SoftTimeout inside the function; None in a thread, where no signal can reach it."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        return None
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise SoftTimeout(f"the task has run for its soft_timeout of {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+
+    def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    return call
