@@ -1,0 +1,190 @@
+"""The embedded broker: queues, leases and mailboxes in one SQLite file, for all processes of this machine."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, QueueSpec, Settle, Turn
+from qnb.brokers.bell import bells_for, topic_of
+from qnb.brokers.sqlite_bus import SqliteBus
+from qnb.brokers.sqlite_consumer import SqliteConsumer
+from qnb.brokers.sqlite_file import Database
+from qnb.brokers.sqlite_outcomes import OutcomeWriter
+from qnb.brokers.sqlite_schema import broker_statements, table_prefix
+from qnb.errors import PayloadTooLarge
+from qnb.features import Features, Limits, Support
+from qnb.message import Envelope, Stored
+from qnb.settings import embedded_path, parse_url
+
+if TYPE_CHECKING:
+    from qnb.backends.base import Backend
+    from qnb.brokers.base import Consumer
+
+MESSAGE_BYTES = 512 * 1024 * 1024
+# A body up to this size stays in its message's row, which a claim writes anew; a larger one gets a row of its own.
+INLINE_BYTES = 2000
+
+
+class SqliteBroker:
+    """One file, any number of kernels and workers on this machine."""
+
+    scheme: ClassVar[str] = "sqlite"
+    features: ClassVar[Features] = Features(
+        confirmed_publish=Support.NATIVE,
+        lease_extension=Support.NATIVE,
+        redelivery=Support.NATIVE,
+        delay=Support.NATIVE,
+        priority=Support.NATIVE,
+        dead_letter=Support.NATIVE,
+        monitoring=Support.BUILT,
+        remote_control=Support.BUILT,
+        purge=Support.NATIVE,
+        queue_depth=Support.NATIVE,
+        survives_restart=Support.NATIVE,
+        limits=Limits(message_bytes=MESSAGE_BYTES, priority_levels=10),
+    )
+
+    def __init__(self, url: str) -> None:
+        address = parse_url(url)
+        self.url = str(address)
+        self.path = embedded_path(address)
+        self.prefix = table_prefix(address.options.get("prefix"))
+        self._lease = address.number("lease", 0.0) or None
+        self._database = Database(self.path, broker_statements(self.prefix))
+        self._bells = bells_for(str(self.path))
+        self._bus = SqliteBus(self._database, self._bells, self.prefix)
+        self._name_queue = f"INSERT OR IGNORE INTO {self.prefix}queues(name, lease) VALUES(?, {DEFAULT_LEASE})"
+        self._insert = f"INSERT INTO {self.prefix}messages(queue, priority, due, body) VALUES(?, ?, ?, ?)"
+
+    def declare(self, spec: QueueSpec) -> None:
+        wanted = [(spec.lease,)]
+        if self._database.read(f"SELECT lease FROM {self.prefix}queues WHERE name = ?", (spec.name,)) != wanted:
+            with self._database.transaction as connection:
+                connection.execute(
+                    f"INSERT INTO {self.prefix}queues(name, lease) VALUES(?, ?) "
+                    "ON CONFLICT(name) DO UPDATE SET lease = excluded.lease",
+                    (spec.name, spec.lease),
+                )
+
+    def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        if not envelopes:
+            return
+        _check_sizes(envelopes)
+        with self._database.transaction as connection:
+            self._write(connection, envelopes)
+        self._ring(envelopes)
+
+    def _write(self, connection: sqlite3.Connection, envelopes: Sequence[Envelope]) -> None:
+        for name in {envelope.queue for envelope in envelopes}:
+            connection.execute(self._name_queue, (name,))
+        now = time.time()
+        rows = []
+        for envelope in envelopes:
+            due = now + envelope.delay if envelope.delay > 0 else None
+            if len(envelope.body) <= INLINE_BYTES:
+                rows.append((envelope.queue, envelope.priority, due, envelope.body))
+                continue
+            self._insert_rows(connection, rows)  # first what came before
+            rows = []
+            made = connection.execute(self._insert, (envelope.queue, envelope.priority, due, None))
+            connection.execute(
+                f"INSERT INTO {self.prefix}bodies(id, body) VALUES(?, ?)", (made.lastrowid, envelope.body)
+            )
+        self._insert_rows(connection, rows)
+
+    def _insert_rows(self, connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
+        if len(rows) == 1:
+            connection.execute(self._insert, rows[0])
+        elif rows:
+            connection.executemany(self._insert, rows)
+
+    def _ring(self, envelopes: Iterable[Envelope]) -> None:
+        counts: dict[str, int] = {}
+        for envelope in envelopes:
+            counts[envelope.queue] = counts.get(envelope.queue, 0) + 1
+        for queue, count in counts.items():
+            self._bells.ring(topic_of("queue", queue), count)
+
+    def consume(self, queues: Sequence[str], *, prefetch: int) -> SqliteConsumer:
+        names = list(dict.fromkeys(queues))
+        marks = ", ".join("?" * len(names))
+        declared = self._database.read(f"SELECT lease FROM {self.prefix}queues WHERE name IN ({marks})", names)
+        lease = self._lease or min((row[0] for row in declared), default=DEFAULT_LEASE)
+        return SqliteConsumer(self._database, self._bells, self.prefix, names, max(1, prefetch), lease)
+
+    def depth(self, queue: str) -> int | None:
+        table = f"{self.prefix}messages"
+        ready = self._database.read(f"SELECT count(*) FROM {table} WHERE queue = ? AND due IS NULL", (queue,))
+        later = self._database.read(
+            f"SELECT count(*) FROM {table} INDEXED BY {table}_due "
+            "WHERE due IS NOT NULL AND queue = ? AND (token IS NULL OR due <= ?)",
+            (queue, time.time()),
+        )
+        return int(ready[0][0]) + int(later[0][0])
+
+    def queues(self, prefix: str = "") -> Sequence[str]:
+        rows = self._database.read(f"SELECT name FROM {self.prefix}queues ORDER BY name")
+        return [name for (name,) in rows if name.startswith(prefix)]
+
+    def purge(self, queue: str) -> int:
+        with self._database.transaction as connection:
+            return connection.execute(
+                f"DELETE FROM {self.prefix}messages WHERE queue = ? AND (due IS NULL OR token IS NULL OR due <= ?)",
+                (queue, time.time()),
+            ).rowcount
+
+    def remove(self, queue: str) -> None:
+        with self._database.transaction as connection:
+            connection.execute(f"DELETE FROM {self.prefix}messages WHERE queue = ?", (queue,))
+            connection.execute(f"DELETE FROM {self.prefix}dead WHERE queue = ?", (queue,))
+            connection.execute(f"DELETE FROM {self.prefix}queues WHERE name = ?", (queue,))
+
+    def dead_letters(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
+        rows = self._database.read(
+            f"SELECT body, reason FROM {self.prefix}dead WHERE queue = ? ORDER BY id DESC LIMIT ?", (queue, limit)
+        )
+        return [DeadLetter(queue, body, reason) for body, reason in rows]
+
+    def bus(self) -> SqliteBus:
+        return self._bus
+
+    def partner(self, backend: Backend) -> Settle | None:
+        """Settles with a `sqlite:` backend on the same file in one transaction."""
+        same = getattr(backend, "path", None) == self.path and getattr(backend, "prefix", None) == self.prefix
+        if backend.scheme != self.scheme or not same:
+            return None
+        expires: float = getattr(backend, "expires", 0.0)
+        outcomes = OutcomeWriter(self.prefix, expires)
+
+        def settle(consumer: Consumer, turn: Turn) -> Sequence[Stored]:
+            assert isinstance(consumer, SqliteConsumer)
+            if turn.publish:
+                _check_sizes(turn.publish)
+            with self._database.transaction as connection:
+                if turn.publish:
+                    self._write(connection, turn.publish)
+                refused = outcomes.write(connection, turn.store)
+                self._bus.write(connection, turn.post)
+                consumer.write_ack(connection, turn.ack)
+            consumer.settled(turn.ack)
+            self._ring(turn.publish)
+            self._bus.ring(turn.post)
+            return refused
+
+        return settle
+
+    def close(self) -> None:
+        self._database.close()
+        self._bells.close()
+
+
+def _check_sizes(envelopes: Sequence[Envelope]) -> None:
+    for envelope in envelopes:
+        if len(envelope.body) > MESSAGE_BYTES:
+            raise PayloadTooLarge(
+                f"message {envelope.id or '?'} for queue {envelope.queue} has {len(envelope.body):,} bytes; "
+                f"the embedded file takes {MESSAGE_BYTES:,} at most: put the data in a file and send its name"
+            )

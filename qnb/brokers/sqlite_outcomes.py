@@ -1,0 +1,55 @@
+"""Storing outcomes with the standard library alone, for the broker's one-transaction settle."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+
+from qnb.brokers.sqlite_schema import extents_of, round_expiry
+from qnb.message import Stored
+
+SWEEP_SECONDS = 60.0
+
+
+class OutcomeWriter:
+    """Writes into the SQL backend's tables within someone's transaction."""
+
+    def __init__(self, prefix: str, expires: float) -> None:
+        self._expires = expires
+        self._insert = (
+            f"INSERT OR IGNORE INTO {prefix}outcomes(run, first, count, expires_at, data) VALUES(?, ?, ?, ?, ?)"
+        )
+        self._extent = f"INSERT OR IGNORE INTO {prefix}extents(run, width, expires_at) VALUES(?, ?, ?)"
+        self._prefix = prefix
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
+
+    def write(self, connection: sqlite3.Connection, records: Sequence[Stored]) -> list[Stored]:
+        """Store records; those refused because one of the same run and `first` is there."""
+        if not records:
+            return []
+        now = time.time()
+        until = round_expiry(now, self._expires)
+        if time.monotonic() > self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            sweep(connection, self._prefix, now)
+        for extent in extents_of(records, until):
+            connection.execute(self._extent, extent)
+        return [
+            record
+            for record in records
+            if not connection.execute(
+                self._insert, (record.run, record.first, record.count, until, record.data)
+            ).rowcount
+        ]
+
+
+def sweep(connection: sqlite3.Connection, prefix: str, now: float) -> None:
+    """Drop what has expired. Only the rows of runs in which something has are looked at."""
+    expired = connection.execute(f"SELECT DISTINCT run FROM {prefix}extents WHERE expires_at <= ?", (now,)).fetchall()
+    for table in ("outcomes", "extents"):
+        connection.executemany(
+            f"DELETE FROM {prefix}{table} WHERE run = ? AND expires_at <= ?", [(run, now) for (run,) in expired]
+        )
+    for table in ("runs", "blobs", "revocations"):
+        connection.execute(f"DELETE FROM {prefix}{table} WHERE expires_at <= ?", (now,))

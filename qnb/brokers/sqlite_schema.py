@@ -1,0 +1,116 @@
+"""The tables of the embedded file, written down once: the broker's own, and those it shares with the SQL backend.
+
+The broker stores outcomes in the same transaction that acks, and must not import SQLAlchemy for it; the backend
+builds its tables from the same columns, so that the two cannot drift.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qnb.errors import ConfigurationError
+from qnb.message import Stored
+
+# Name → columns as (name, type, may be null), then the primary key. Types: text, integer, real, blob.
+BACKEND_TABLES: dict[str, tuple[tuple[tuple[str, str, bool], ...], tuple[str, ...]]] = {
+    "outcomes": (
+        (
+            ("run", "text", False),
+            ("first", "integer", False),
+            ("count", "integer", False),
+            ("expires_at", "real", False),
+            ("data", "blob", False),
+        ),
+        ("run", "first"),
+    ),
+    # What widths of record a run has and when they expire: a span is found, and the expired are swept, without an
+    # index of outcomes for either. Widths are powers of two.
+    "extents": (
+        (("run", "text", False), ("width", "integer", False), ("expires_at", "real", False)),
+        ("run", "width", "expires_at"),
+    ),
+    "runs": (
+        (
+            ("run", "text", False),
+            ("kind", "text", False),
+            ("name", "text", False),
+            ("count", "integer", True),
+            ("created_at", "real", False),
+            ("session", "text", False),
+            ("expires_at", "real", False),
+            ("data", "blob", False),
+        ),
+        ("run",),
+    ),
+    "blobs": ((("key", "text", False), ("expires_at", "real", False), ("data", "blob", False)), ("key",)),
+    "revocations": (
+        (
+            ("run", "text", False),
+            ("first", "integer", False),
+            ("count", "integer", False),
+            ("expires_at", "real", False),
+        ),
+        ("run", "first", "count"),
+    ),
+}
+
+# A message is ready while `due` is null; else that is when its delay or lease is over. `token` says whose lease it
+# is. A large body has a row of its own, which a claim does not touch.
+_BROKER_TABLES = """
+CREATE TABLE IF NOT EXISTS {p}messages(
+  id INTEGER PRIMARY KEY, queue TEXT NOT NULL, priority INTEGER NOT NULL, deliveries INTEGER NOT NULL DEFAULT 0,
+  due REAL, token INTEGER, body BLOB);
+CREATE INDEX IF NOT EXISTS {p}messages_ready ON {p}messages(queue, priority DESC, id) WHERE due IS NULL;
+CREATE INDEX IF NOT EXISTS {p}messages_due ON {p}messages(due) WHERE due IS NOT NULL;
+CREATE TABLE IF NOT EXISTS {p}bodies(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TRIGGER IF NOT EXISTS {p}messages_gone AFTER DELETE ON {p}messages WHEN old.body IS NULL
+  BEGIN DELETE FROM {p}bodies WHERE id = old.id; END;
+CREATE TABLE IF NOT EXISTS {p}dead(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, reason TEXT NOT NULL, body BLOB);
+CREATE INDEX IF NOT EXISTS {p}dead_queue ON {p}dead(queue);
+CREATE TABLE IF NOT EXISTS {p}notes(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, peer TEXT NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS {p}notes_peer ON {p}notes(peer);
+CREATE TABLE IF NOT EXISTS {p}peers(
+  peer TEXT PRIMARY KEY, mailbox INTEGER NOT NULL, read_at REAL NOT NULL, present_until REAL NOT NULL DEFAULT 0,
+  info BLOB NOT NULL DEFAULT x'') WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS {p}queues(name TEXT PRIMARY KEY, lease REAL NOT NULL) WITHOUT ROWID
+"""
+
+
+def table_prefix(option: str | None) -> str:
+    """What stands before every table's name: the `prefix` of the URL, or qnb_."""
+    if option is None:
+        return "qnb_"
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", option):
+        raise ConfigurationError(f"prefix={option!r} cannot begin a table's name: use letters, digits and _ only")
+    return option
+
+
+def backend_statements(prefix: str) -> list[str]:
+    """CREATE TABLE of what the SQL backend keeps, in SQLite's words."""
+    made = []
+    for name, (columns, key) in BACKEND_TABLES.items():
+        parts = [f"{column} {kind.upper()}{'' if null else ' NOT NULL'}" for column, kind, null in columns]
+        # Small rows that are looked up by key; a blob is better off in a table of its own row ids.
+        tail = "" if name == "blobs" else " WITHOUT ROWID"
+        columns_and_key = ", ".join([*parts, f"PRIMARY KEY ({', '.join(key)})"])
+        made.append(f"CREATE TABLE IF NOT EXISTS {prefix}{name} ({columns_and_key}){tail}")
+    return made
+
+
+def broker_statements(prefix: str) -> list[str]:
+    """All tables of the embedded file. The last one made is `queues`: where it is, all are."""
+    own = re.split(r";\n(?=CREATE)", _BROKER_TABLES.strip().format(p=prefix))
+    return [*backend_statements(prefix), *own]
+
+
+def round_expiry(now: float, expires: float) -> float:
+    """When what is stored now expires: a little late, so that thousands of records share few moments."""
+    step = min(3600.0, expires / 16) or 1.0
+    return ((now + expires) // step + 1) * step
+
+
+def extents_of(records: Sequence[Stored], expires_at: float) -> set[tuple[str, int, float]]:
+    """The rows of `extents` that records need."""
+    return {(record.run, 1 << max(record.count - 1, 0).bit_length(), expires_at) for record in records}
