@@ -86,7 +86,7 @@ def parse_url(url: str) -> Address:
         raise ConfigurationError("a broker or backend is named by a URL like redis://host/0; got one without a scheme")
     scheme = ALIASES.get(scheme.lower(), scheme.lower())
     parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
-    login, at, hosts = parts.netloc.rpartition("@")
+    login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     return Address(
         scheme=scheme,
@@ -132,6 +132,15 @@ def embedded_path(address: Address) -> Path:
     return path
 
 
+def absolute_url(url: str) -> str:
+    """The URL with a sqlite file's path made absolute, so that it means the same in another folder."""
+    address = parse_url(url)
+    if address.scheme != "sqlite":
+        return url
+    query = url.partition("?")[2]
+    return f"sqlite:///{embedded_path(address)}" + (f"?{query}" if query else "")
+
+
 def cpu_count() -> int:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -147,7 +156,9 @@ def _key_files() -> list[Path]:
     return [Path(config) / "qnb" / "key", Path.cwd() / FOLDER / "key"]
 
 
-def _read_key(path: Path) -> bytes:
+def read_key_file(name: str | Path) -> bytes:
+    """The key in a file that only its owner may read."""
+    path = Path(name)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(f"the key file {path} can be read by others: chmod 600 {path}")
     key = path.read_text().strip()
@@ -184,7 +195,7 @@ def load_key(given: str | bytes | None = None) -> bytes:
         try:
             if not path.exists():
                 _make_key(path)
-            return _read_key(path)
+            return read_key_file(path)
         except OSError as error:
             refused = error
     raise ConfigurationError(

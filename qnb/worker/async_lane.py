@@ -95,4 +95,6 @@ async def _limited(coroutine: Any, work: Work) -> Any:
         if not timer.expired():
             raise
         kind = SoftTimeout if seconds == work.soft_timeout else TaskTimeout
-        raise kind(f"the task has run for its {'soft_' if kind is SoftTimeout else ''}timeout of {seconds:g} s") from None
+        raise kind(
+            f"the task has run for its {'soft_' if kind is SoftTimeout else ''}timeout of {seconds:g} s"
+        ) from None

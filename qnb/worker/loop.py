@@ -19,7 +19,7 @@ from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec, Turn
 from qnb.codec.outcomes import gaps, slice_outcomes
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, OUTCOMES, Signer, decode, encode
 from qnb.errors import MessageError, QnbError
-from qnb.message import DEFAULT_QUEUE, Command, Envelope, Frame, Note, Outcomes, Reply, Stored
+from qnb.message import DEFAULT_QUEUE, Command, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
 from qnb.worker.logic import WorkerLogic
@@ -56,6 +56,7 @@ class Worker:
         self.lanes: dict[int, Lane] = {}
         self.started_at = time.time()
         self.stopped = threading.Event()
+        self.failed = False
         self._welcome = Welcome(key, options.name)
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
@@ -108,9 +109,10 @@ class Worker:
             body()  # type: ignore[operator]
         except BaseException:
             log.exception("worker %s stops: a fault of its own", self.options.name)
-            self._cold = self._closing = True
+            self.failed = self._cold = self._closing = True
+            self._kill_all()
             self.stopped.set()
-            raise
+            self._ring()
 
     # Receive -------------------------------------------------------------------------------------------------
 
@@ -277,7 +279,9 @@ class Worker:
                     self._commands.progressed(progress)
                 case act.Publish(frame, queue, delay):
                     body = self.signer.pack(FRAME, frame)
-                    turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
+                    turn.publish.append(
+                        Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
+                    )
                 case act.Ack(delivery):
                     turn.ack.append(delivery)
                 case _:
@@ -333,7 +337,9 @@ class Worker:
                     outcomes = self.signer.unpack(OUTCOMES, record.data, Outcomes)
                 start = first - record.first
                 part = slice_outcomes(outcomes, start, start + count)
-                self._mend(self.backend.store_many([Stored(record.run, first, count, self.signer.pack(OUTCOMES, part))]))
+                self._mend(
+                    self.backend.store_many([Stored(record.run, first, count, self.signer.pack(OUTCOMES, part))])
+                )
 
     def _persist(self, settle: object) -> None:
         """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""

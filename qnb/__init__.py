@@ -1,0 +1,80 @@
+"""qnb: any function of a notebook as a remote task, over whichever broker you have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from qnb.errors import (
+        AccessDenied,
+        BackendUnavailable,
+        BrokerUnavailable,
+        CannotPickle,
+        CannotUnpickle,
+        ConfigurationError,
+        MissingLibrary,
+        PayloadTooLarge,
+        QnbError,
+        RemoteError,
+        SoftTimeout,
+        TaskExpired,
+        TaskLost,
+        TaskTimeout,
+        UnknownScheme,
+        UnknownTask,
+        Unsupported,
+    )
+    from qnb.session.batch import Batch
+    from qnb.session.future import Future
+    from qnb.session.session import Session, current_session
+    from qnb.session.task import Task
+
+# Name → module. Nothing is imported before it is asked for: `import qnb` takes a few milliseconds.
+_PUBLIC = {
+    "Session": "qnb.session.session",
+    "current_session": "qnb.session.session",
+    "Batch": "qnb.session.batch",
+    "Future": "qnb.session.future",
+    "Task": "qnb.session.task",
+    **dict.fromkeys(
+        (
+            "AccessDenied", "BackendUnavailable", "BrokerUnavailable", "CannotPickle", "CannotUnpickle",
+            "ConfigurationError", "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError", "SoftTimeout",
+            "TaskExpired", "TaskLost", "TaskTimeout", "UnknownScheme", "UnknownTask", "Unsupported",
+        ),
+        "qnb.errors",
+    ),
+}  # fmt: skip
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'qnb' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext qnb`."""
+    from qnb.notebook.extension import load
+
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext qnb`."""
+    from qnb.notebook.extension import unload
+
+    unload(ipython)

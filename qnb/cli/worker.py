@@ -1,0 +1,56 @@
+"""`qnb worker`: runs until SIGTERM or Ctrl-C; once more means at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+
+from qnb.cli import FAILED, WELL, add_broker, read_key
+from qnb.message import DEFAULT_QUEUE
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Options of `qnb worker`."""
+    add_broker(parser)
+    parser.add_argument("--backend", help="backend URL; else QNB_BACKEND, else the broker's own partner")
+    parser.add_argument("--queues", default=DEFAULT_QUEUE, help="queues to serve, with commas")
+    parser.add_argument("--concurrency", type=int, help="calls at a time; default: the number of cores")
+    parser.add_argument("--pool", choices=("process", "thread"), default="process", help="where calls run")
+    parser.add_argument("--name", help="the worker's name; default: host-pid")
+    parser.add_argument("--linger", type=float, help="end after so many seconds without work and without a session")
+    parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def run(name: str, options: argparse.Namespace) -> int:
+    """Start the worker and wait for its end."""
+    from qnb import registry, settings
+    from qnb.worker.loop import Worker, WorkerOptions, default_name
+
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    url = settings.absolute_url(settings.broker_url(options.broker))
+    backend_url = settings.absolute_url(settings.backend_url(options.backend) or registry.partner_url(url))
+    key = read_key(options)
+    broker = registry.open_broker(url)
+    backend = registry.open_backend(backend_url)
+    chosen = WorkerOptions(
+        options.name or default_name(),
+        tuple(queue for queue in options.queues.split(",") if queue),
+        options.concurrency or settings.cpu_count(),
+        options.pool,
+        options.linger,
+    )
+    worker = Worker(broker, backend, key, chosen)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.start()
+    print(
+        f"qnb worker {chosen.name}: {chosen.concurrency} lanes on {broker.url}, queues {', '.join(chosen.queues)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    worker.join()
+    backend.close()
+    broker.close()
+    return FAILED if worker.failed else WELL

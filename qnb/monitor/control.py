@@ -1,0 +1,178 @@
+"""Inspect and control workers, by one implementation over the Bus of any broker."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qnb.brokers.base import Bus, Presence
+from qnb.codec.signing import NOTE, Signer, decode
+from qnb.message import Command, Note, Reply
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORKER_PREFIX = "w."
+_numbers = itertools.count()
+
+
+class Reader(Protocol):
+    """Who reads the asker's inbox: a session's collector."""
+
+    replies: dict[str, list[Reply]]
+    listening: int
+
+    def wait(self, done: Any, condition: threading.Condition, timeout: float | None) -> bool: ...
+
+
+class Control:
+    """Each call takes `to=[worker, …]` (default all) and `timeout` seconds, and returns {worker: reply}.
+
+    A worker that does not answer in time is left out; one that could not do it has {"error": …}.
+    """
+
+    def __init__(self, bus: Bus, signer: Signer, peer: str, reader: Reader) -> None:
+        self._bus = bus
+        self._signer = signer
+        self._peer = peer
+        self._reader = reader
+
+    def ask(
+        self, command: str, arguments: dict[str, Any], to: Sequence[str] | None = None, timeout: float = 1.0
+    ) -> dict[str, Any]:
+        """Send a command by name, and gather what is answered within `timeout`; returns once all have answered."""
+        names = (
+            list(to) if to is not None else [p.peer.removeprefix(WORKER_PREFIX) for p in self._bus.peers(WORKER_PREFIX)]
+        )
+        if not names:
+            return {}
+        ticket = f"{self._peer}.{next(_numbers)}"
+        body = self._signer.pack(NOTE, Command(command, arguments, ticket, self._peer))
+        replies = self._reader.replies[ticket] = []
+        self._reader.listening += 1
+        try:
+            self._bus.post_many([Note(WORKER_PREFIX + name, "command", body) for name in names])
+            self._reader.wait(lambda: len(replies) >= len(names), threading.Condition(), timeout)
+        finally:
+            self._reader.listening -= 1
+            del self._reader.replies[ticket]
+        return {r.worker: r.value if r.error is None else {"error": r.error} for r in replies}
+
+    # Inspect -------------------------------------------------------------------------------------------------
+
+    def ping(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Who is alive: {worker: "pong"}."""
+        return self.ask("ping", {}, to, timeout)
+
+    def stats(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Counts, lanes, load, memory in bytes, uptime in seconds."""
+        return self.ask("stats", {}, to, timeout)
+
+    def active(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Calls that run now: [{id, name, pid, seconds}]."""
+        return self.ask("active", {}, to, timeout)
+
+    def reserved(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Calls that a worker holds and has not started: [{id, name}]."""
+        return self.ask("reserved", {}, to, timeout)
+
+    def scheduled(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Calls that a worker holds for later."""
+        return self.ask("scheduled", {}, to, timeout)
+
+    def revoked(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Spans of calls never to be started: ["run:first-last"]."""
+        return self.ask("revoked", {}, to, timeout)
+
+    def registered(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Names of the functions that have been run."""
+        return self.ask("registered", {}, to, timeout)
+
+    def conf(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """How each was started."""
+        return self.ask("conf", {}, to, timeout)
+
+    # Control -------------------------------------------------------------------------------------------------
+
+    def revoke(
+        self, id: str | Sequence[str], terminate: bool = False, to: Sequence[str] | None = None, timeout: float = 1.0
+    ) -> dict[str, Any]:
+        """Never start these tasks; with `terminate` kill those that run. {worker: {"running": [id, …]}}."""
+        tasks = [id] if isinstance(id, str) else list(id)
+        return self.ask("revoke", {"tasks": tasks, "terminate": terminate}, to, timeout)
+
+    def revoke_spans(
+        self, spans: Sequence[tuple[str, int, int]], terminate: bool = False, timeout: float = 1.0
+    ) -> dict[str, Any]:
+        """The same for (run, first, count) spans."""
+        return self.ask("revoke", {"spans": list(spans), "terminate": terminate}, None, timeout)
+
+    def shutdown(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Finish what runs and end."""
+        return self.ask("shutdown", {}, to, timeout)
+
+    def pool_grow(self, n: int = 1, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """So many lanes more."""
+        return self.ask("pool_grow", {"n": n}, to, timeout)
+
+    def pool_shrink(self, n: int = 1, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """So many lanes fewer; those that are busy end after their call. At least one stays."""
+        return self.ask("pool_shrink", {"n": n}, to, timeout)
+
+
+class Workers:
+    """The workers that were present when asked: a sequence of dicts, and a table."""
+
+    def __init__(self, peers: Sequence[Presence]) -> None:
+        self._rows = [
+            {"worker": peer.peer.removeprefix(WORKER_PREFIX), **(decode(peer.info, dict) if peer.info else {})}
+            for peer in peers
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[index]
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [row["worker"] for row in self._rows]
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row a worker."""
+        import pandas as pd
+
+        columns = [
+            "worker",
+            "host",
+            "pid",
+            "concurrency",
+            "busy",
+            "done",
+            "failed",
+            "pool",
+            "queues",
+            "python",
+            "started_at",
+        ]
+        frame = pd.DataFrame(self._rows, columns=columns)
+        frame["started_at"] = pd.to_datetime(frame["started_at"], unit="s", utc=True)
+        return frame.set_index("worker")
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return "no workers: start one with `qnb worker URL`, or Session(workers=2)"
+        return repr(self.df)
+
+    def _repr_html_(self) -> str:
+        if not self._rows:
+            return "<p>No workers. Start one with <code>qnb worker URL</code>, or <code>Session(workers=2)</code>.</p>"
+        return str(self.df._repr_html_())  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""What a notebook holds: sessions, tasks, futures and batches."""

@@ -1,0 +1,189 @@
+"""Outcomes → futures and batches.
+
+Whoever waits reads the inbox itself, which saves two thread switches a call; a background thread reads only while
+calls are pending and nobody waits. A sweep of the backend covers what a lost note would have told.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from qnb.backends.base import Backend
+from qnb.brokers.base import Inbox
+from qnb.codec.signing import NOTE, OUTCOMES, Signer, decode
+from qnb.errors import MessageError, QnbError
+from qnb.message import Event, Note, Outcomes, Progress, Reply
+
+log = logging.getLogger(__name__)
+
+READ_SECONDS = 0.25
+QUIET_SECONDS = 0.005
+SWEEP_SECONDS = 5.0
+
+
+class Sink(Protocol):
+    """A run with calls that are not over."""
+
+    run: str
+
+    def absorb(self, outcomes: Outcomes) -> int: ...
+    def progress(self, progress: Progress) -> None: ...
+    def missing(self) -> list[tuple[int, int]]: ...
+
+
+class Collector:
+    """Reads one session's inbox."""
+
+    def __init__(self, inbox: Inbox, backend: Backend, signer: Signer) -> None:
+        self.inbox = inbox
+        self.backend = backend
+        self.signer = signer
+        self.sinks: dict[str, Sink] = {}
+        self.replies: dict[str, list[Reply]] = {}
+        self.on_event: list[Callable[[Event], None]] = []
+        self.listening = 0  # how many want events or replies: reason to read without pending calls
+        self.pending = 0
+        self._reader = threading.Lock()
+        self._waiters = 0
+        self._count = threading.Lock()
+        self._work = threading.Event()
+        self._backlog: deque[Note] = deque()
+        self._last_note = self._last_sweep = self._last_direct = time.monotonic()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="qnb-collector", daemon=True)
+        self._thread.start()
+
+    def expect(self, sink: Sink, calls: int) -> None:
+        """So many calls more are pending."""
+        with self._count:
+            if not self.pending:
+                self._last_note = self._last_sweep = time.monotonic()
+            self.sinks[sink.run] = sink
+            self.pending += calls
+        if not self._work.is_set():
+            self._work.set()
+
+    def settled(self, calls: int) -> None:
+        """So many calls are over."""
+        with self._count:
+            self.pending -= calls
+
+    def wake(self) -> None:
+        """There is reason to read."""
+        self._work.set()
+
+    def wait(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
+        """Wait until `done()`; False when it is not after `timeout` seconds. `condition` is notified of changes."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._count:
+            self._waiters += 1
+        try:
+            while not done():
+                left = READ_SECONDS if deadline is None else min(READ_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                if self._reader.acquire(blocking=False):
+                    try:
+                        if not done():
+                            self._pump(left)
+                    finally:
+                        self._reader.release()
+                else:
+                    with condition:
+                        if not done():
+                            condition.wait(min(left, 0.05))
+            return True
+        finally:
+            with self._count:
+                self._waiters -= 1
+                self._last_direct = time.monotonic()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closed = True
+        self._work.set()
+        self.inbox.wake()
+        self._thread.join(5.0)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            if not self.pending and not self.listening:
+                self._work.clear()
+                if not self.pending and not self.listening and not self._closed:
+                    self._work.wait()
+                continue
+            quiet = time.monotonic() - self._last_direct
+            if self._waiters == 1 or quiet < QUIET_SECONDS:
+                # One who waits reads for himself. Several share: whoever is first reads, or this thread does.
+                time.sleep(QUIET_SECONDS)
+                if self._waiters == 1 and self._reader.locked():
+                    continue
+            with self._reader:
+                try:
+                    self._pump(READ_SECONDS)
+                except QnbError as error:
+                    log.warning("cannot read outcomes, trying on: %s", error)
+                    time.sleep(0.5)
+
+    def _pump(self, timeout: float) -> None:
+        """Read once and take in what came. Only the holder of `_reader` does."""
+        backlog = self._backlog
+        if not backlog:
+            backlog.extend(self.inbox.receive_many(1000, timeout))
+        if backlog:
+            self._last_note = time.monotonic()
+        while backlog:
+            # Popped only when done with: a Ctrl-C in between leads to a second look, not to a loss.
+            self._take(backlog[0])
+            backlog.popleft()
+        now = time.monotonic()
+        if self.pending and now - max(self._last_note, self._last_sweep) > SWEEP_SECONDS:
+            self._last_sweep = now
+            self.sweep()
+
+    def _take(self, note: Note) -> None:
+        try:
+            if note.kind == "outcomes":
+                self._absorb(self.signer.unpack(OUTCOMES, note.body, Outcomes))
+                return
+            body = self.signer.unseal(NOTE, note.body)
+            if note.kind == "progress":
+                progress = decode(body, Progress)
+                sink = self.sinks.get(progress.run)
+                if sink is not None:
+                    sink.progress(progress)
+            elif note.kind == "reply":
+                reply = decode(body, Reply)
+                if reply.id in self.replies:
+                    self.replies[reply.id].append(reply)
+            elif note.kind == "stored":
+                run, first, count = decode(body, tuple)
+                self._fetch(run, [(first, count)])
+            elif note.kind == "event":
+                event = decode(body, Event)
+                for tell in list(self.on_event):
+                    tell(event)
+        except MessageError as error:
+            log.warning("a note is refused: %s", error)
+
+    def _absorb(self, outcomes: Outcomes) -> None:
+        sink = self.sinks.get(outcomes.run)
+        if sink is not None:
+            self.settled(sink.absorb(outcomes))
+
+    def _fetch(self, run: str, spans: Iterable[tuple[int, int]]) -> None:
+        for record in self.backend.fetch_many(run, list(spans)):
+            self._absorb(self.signer.unpack(OUTCOMES, record.data, Outcomes))
+
+    def sweep(self) -> None:
+        """Ask the backend for every call that is pending."""
+        for sink in list(self.sinks.values()):
+            if spans := sink.missing():
+                self._fetch(sink.run, spans)

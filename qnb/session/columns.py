@@ -1,0 +1,106 @@
+"""What a Batch keeps of its calls: columns, about 40 bytes a call, and nothing that is an object per call."""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+from qnb.codec.failures import unpack_failure
+from qnb.codec.outcomes import read_times
+from qnb.codec.payloads import decode_values
+from qnb.codec.pickling import loads
+from qnb.message import DONE, FAILED, PENDING, Failure, Outcomes
+
+
+class Columns:
+    """States, values, times and the rest of `count` calls."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.states = bytearray([PENDING]) * count
+        self.attempts = bytearray(count)
+        self.values: list[Any] = [None] * count
+        self.queued = array.array("d", bytes(8 * count))
+        self.started = array.array("d", bytes(8 * count))
+        self.finished = array.array("d", bytes(8 * count))
+        self.workers = array.array("H", bytes(2 * count))
+        self.worker_names = [""]
+        self.failures: dict[int, Failure] = {}
+        self.errors: dict[int, BaseException] = {}
+        self.outputs: dict[int, str] = {}
+        self._worker_numbers = {"": 0}
+
+    def worker_number(self, name: str) -> int:
+        """Workers are kept as numbers; names once."""
+        number = self._worker_numbers.get(name)
+        if number is None:
+            number = self._worker_numbers[name] = len(self.worker_names)
+            self.worker_names.append(name)
+        return number
+
+    def queue(self, first: int, count: int, at: float, state: int) -> None:
+        """These calls have been sent."""
+        self.states[first : first + count] = bytes([state]) * count
+        self.queued[first : first + count] = array.array("d", [at]) * count
+
+    def fill(self, outcomes: Outcomes) -> list[tuple[int, int]]:
+        """Take outcomes in; the spans that were new. The first outcome of a call stays."""
+        first, count = outcomes.first, outcomes.count
+        stop = first + count
+        if first < 0 or stop > self.count:
+            return []
+        values, broken = decode_values(outcomes.values, loads)
+        values = values or [None] * count
+        states = bytearray(outcomes.states or bytes([DONE]) * count)
+        for position, error in broken.items():
+            states[position] = FAILED
+            self.errors[first + position] = error
+        new = self._new(first, stop)
+        whole = new == [(first, count)]
+        times = read_times(outcomes.times) if outcomes.times else array.array("d", bytes(16 * count))
+        number = self.worker_number(outcomes.worker)
+        for low, length in new:
+            high, a, b = low + length, low - first, low - first + length
+            self.values[low:high] = values if whole else values[a:b]
+            self.started[low:high] = times[a:b]
+            self.finished[low:high] = times[count + a : count + b]
+            self.workers[low:high] = array.array("H", [number]) * length
+            self.attempts[low:high] = bytes([min(outcomes.attempt, 255)]) * length
+            for position, failure in outcomes.failures.items():
+                if a <= position < b:
+                    self.failures[first + position] = failure
+            for position, output in outcomes.outputs.items():
+                if a <= position < b:
+                    self.outputs[first + position] = output
+            # States last: whoever sees a call as ended finds everything else in place.
+            self.states[low:high] = states[a:b]
+        return new
+
+    def _new(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Spans in first … stop - 1 of calls that have not ended."""
+        part = self.states[first:stop]
+        if max(part, default=DONE) < DONE:
+            return [(first, stop - first)]
+        spans: list[tuple[int, int]] = []
+        for index in range(first, stop):
+            if part[index - first] < DONE:
+                if spans and sum(spans[-1]) == index:
+                    spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+                else:
+                    spans.append((index, 1))
+        return spans
+
+    def error(self, index: int) -> BaseException | None:
+        """The exception of a call that failed, made when first asked for."""
+        error = self.errors.get(index)
+        if error is None and (failure := self.failures.get(index)) is not None:
+            error = self.errors[index] = unpack_failure(failure)
+        return error
+
+    def error_text(self, index: int) -> str | None:
+        """Type and message of a failure in a line."""
+        failure = self.failures.get(index)
+        if failure is not None:
+            return f"{failure.type_name}: {failure.message}" if failure.message else failure.type_name
+        error = self.errors.get(index)
+        return None if error is None else f"{type(error).__name__}: {error}"

@@ -1,0 +1,135 @@
+"""One call, as a concurrent.futures.Future that can also be awaited."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Generator
+from concurrent.futures import CancelledError
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qnb import message
+from qnb.message import STATES, task_id
+
+if TYPE_CHECKING:
+    from qnb.session.session import Session
+
+_OVER = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
+
+
+class Owner(Protocol):
+    """The run that a future's call belongs to."""
+
+    run: str
+    session: Session
+
+
+class Future(concurrent.futures.Future[Any]):
+    """The outcome to be of one call.
+
+    All of concurrent.futures.Future, and: `await future`, `.id`, `.state`, `.traceback`,
+    `.cancel(terminate=True)`. `wait` and `as_completed` of concurrent.futures take it.
+    """
+
+    def __init__(self, owner: Owner, index: int) -> None:
+        super().__init__()
+        self._owner = owner
+        self._index = index
+        self._code = message.QUEUED
+        self._cause: BaseException | None = None
+        self._remote_traceback = ""
+
+    def __repr__(self) -> str:
+        return f"<Future {self.id} {self.state}>"
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        self._owner.session.flush()
+        return asyncio.wrap_future(self).__await__()
+
+    @property
+    def id(self) -> str:
+        """The task id, `run:index`."""
+        return task_id(self._owner.run, self._index)
+
+    @property
+    def state(self) -> str:
+        """pending, queued, running, retrying, done, failed, cancelled or lost."""
+        return STATES[self._code]
+
+    @property
+    def traceback(self) -> str:
+        """The remote traceback as text; empty unless the call failed."""
+        return self._remote_traceback
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait at most `timeout` seconds and return the call's value, or raise its exception.
+
+        Raises TimeoutError when it is not over by then, CancelledError when it was cancelled, TaskLost when
+        its workers died. Ctrl-C ends the waiting, not the call.
+        """
+        __tracebackhide__ = True  # IPython and pytest show the caller's line, then the task's own lines
+        self._await_end(timeout)
+        if self._state != FINISHED:
+            raise self._cause or CancelledError(f"task {self.id} was cancelled")
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                del self  # as in concurrent.futures: the exception's traceback must not keep the future alive
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait at most `timeout` seconds and return the call's exception, or None when it has a value."""
+        self._await_end(timeout)
+        if self._state != FINISHED:
+            raise self._cause or CancelledError(f"task {self.id} was cancelled")
+        return self._exception
+
+    def _await_end(self, timeout: float | None) -> None:
+        if self._state not in _OVER and not self._owner.session.wait_for(self.done, self._condition, timeout):
+            raise TimeoutError(f"task {self.id} is not over after {timeout:g} s; it is {self.state}")
+
+    def cancel(self, terminate: bool = False) -> bool:
+        """True when the call will never run, or has been killed; False when it runs on or is over.
+
+        A call that is running goes on, unless `terminate`: then its lane is killed.
+        """
+        if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            return True
+        if self._state == FINISHED or (self._state == RUNNING and not terminate):
+            return False
+        self._owner.session.cancel_calls([(self._owner.run, self._index, 1)], terminate=terminate)
+        return self.cancelled()
+
+    # What the collector does with it -------------------------------------------------------------------------
+
+    def _start(self, code: int) -> None:
+        self._code = code
+        with self._condition:
+            pending = self._state == "PENDING"
+        if pending:
+            self.set_running_or_notify_cancel()
+
+    def _end_done(self, value: Any) -> None:
+        self._code = message.DONE
+        if self._state not in _OVER:
+            self.set_result(value)
+
+    def _end_failed(self, code: int, error: BaseException, traceback: str) -> None:
+        self._code = code
+        self._remote_traceback = traceback
+        if self._state not in _OVER:
+            self.set_exception(error)
+
+    def _end_cancelled(self, cause: BaseException | None = None) -> None:
+        with self._condition:
+            if self._state in _OVER:
+                return
+            self._state = CANCELLED
+            self._code = message.CANCELLED
+            self._cause = cause
+            self._condition.notify_all()
+        self.set_running_or_notify_cancel()
+        self._invoke_callbacks()  # type: ignore[attr-defined]

@@ -1,0 +1,60 @@
+"""How a task is to be run, as the user says it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from qnb.errors import ConfigurationError
+from qnb.message import Options
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Options of a task; times in seconds.
+
+    retries: how often a failed call is tried again; backoff: the first pause, doubled each time, with jitter.
+    timeout: the call's lane is killed then; soft_timeout: SoftTimeout is raised inside the call then.
+    priority: 0 … 9, 9 first. delay: not before so many seconds from now. expires: not later than that.
+    queue: where to, when not the session's queue. max_deliveries: how many lanes a call may take down with it.
+    """
+
+    retries: int = 0
+    backoff: float = 1.0
+    timeout: float | None = None
+    soft_timeout: float | None = None
+    priority: int = 0
+    delay: float = 0.0
+    expires: float | None = None
+    queue: str | None = None
+    key: str | None = None
+    name: str | None = None
+    max_deliveries: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "soft_timeout", "expires"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name}={value!r}: give seconds above 0, or None for no limit")
+        if not 0 <= self.priority <= 9:
+            raise ConfigurationError(f"priority={self.priority!r}: give 0 … 9; 9 goes first")
+        if self.retries < 0 or self.backoff < 0 or self.delay < 0:
+            raise ConfigurationError("retries, backoff and delay cannot be negative")
+        if self.max_deliveries < 1:
+            raise ConfigurationError("max_deliveries is at least 1")
+
+    def change(self, **changes: Any) -> TaskOptions:
+        """The same with some changed; an unknown name is told with those there are."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigurationError(f"no option {name!r}; there are {', '.join(known)}")
+        return replace(self, **changes)
+
+    def on_wire(self) -> Options:
+        """As they travel: what expires gets a date."""
+        expires = None if self.expires is None else time.time() + self.expires
+        return Options(
+            self.retries, self.backoff, self.timeout, self.soft_timeout, self.priority, expires, self.max_deliveries
+        )

@@ -1,0 +1,116 @@
+"""Frames → sealed envelopes → the broker. What cannot go out yet is kept and tried again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from qnb.backends.base import Backend
+from qnb.brokers.base import Broker, QueueSpec
+from qnb.codec.signing import BLOB, CODE, FRAME, Signer
+from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
+from qnb.message import Envelope, Frame
+
+log = logging.getLogger(__name__)
+
+INLINE_CODE = 16384
+ROOM_FOR_HEADERS = 4096
+RETRY_SECONDS = 1.0
+
+
+class Sink(Protocol):
+    """The run whose calls a frame carries."""
+
+    def sent(self, first: int, count: int, at: float) -> None: ...
+    def fail(self, first: int, count: int, error: BaseException) -> int: ...
+
+
+class Publisher:
+    """Sends frames; tells the sink which were sent and which can never be."""
+
+    def __init__(
+        self, broker: Broker, backend: Backend, signer: Signer, failed: Callable[[Frame, BaseException], None]
+    ) -> None:
+        self.broker = broker
+        self.backend = backend
+        self.signer = signer
+        self._failed = failed
+        self._queues: set[str] = set()
+        self._stored: set[bytes] = set()
+        self._unsent: list[tuple[Envelope, Frame]] = []
+        self._lock = threading.Lock()
+
+    def publish(self, frames: Sequence[Frame], queue: str, delay: float = 0.0) -> None:
+        """Returns when the broker has confirmed what it took; a broker that is away gets it later."""
+        if queue not in self._queues:
+            self.broker.declare(QueueSpec(queue))
+            self._queues.add(queue)
+        pairs = []
+        for frame in frames:
+            try:
+                pairs.append((self._envelope(frame, queue, delay), frame))
+            except (BrokerError, StorageFull, Unsupported) as error:
+                self._failed(frame, error)
+        self._send(pairs)
+
+    def retry(self) -> None:
+        """Try again what could not go out."""
+        with self._lock:
+            pairs, self._unsent = self._unsent, []
+        self._send(pairs)
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait for the broker to come back."""
+        return len(self._unsent)
+
+    def give_up(self, error: BaseException) -> None:
+        """Fail what could not go out."""
+        with self._lock:
+            pairs, self._unsent = self._unsent, []
+        for _, frame in pairs:
+            self._failed(frame, error)
+
+    def _send(self, pairs: list[tuple[Envelope, Frame]]) -> None:
+        if not pairs:
+            return
+        try:
+            self.broker.publish_many([envelope for envelope, _ in pairs])
+        except PublishFailed as error:
+            failed = {id(envelope) for envelope in error.failed}
+            left = [pair for pair in pairs if id(pair[0]) in failed]
+            if isinstance(error.__cause__, (PayloadTooLarge, Unsupported, StorageFull)):
+                for _, frame in left:
+                    self._failed(frame, error.__cause__)
+            else:
+                self._keep(left, error)
+        except BrokerUnavailable as error:
+            self._keep(pairs, error)
+        except (BrokerError, StorageFull, Unsupported) as error:
+            for _, frame in pairs:
+                self._failed(frame, error)
+
+    def _keep(self, pairs: list[tuple[Envelope, Frame]], error: BaseException) -> None:
+        log.warning("%d messages wait for the broker: %s", len(pairs), error)
+        with self._lock:
+            self._unsent += pairs
+
+    def _envelope(self, frame: Frame, queue: str, delay: float) -> Envelope:
+        function = frame.function
+        if function.code is not None and len(function.code) > INLINE_CODE:
+            if function.hash not in self._stored:
+                self.backend.put_blob(function.hash.hex(), self.signer.seal(CODE, function.code))
+                self._stored.add(function.hash)
+            frame = replace(frame, function=replace(function, code=None))
+        limit = self.broker.features.limits.message_bytes
+        if limit is not None and len(frame.args) > limit - ROOM_FOR_HEADERS:
+            key = hashlib.sha256(frame.args).hexdigest()[:32]
+            self.backend.put_blob(key, self.signer.seal(BLOB, frame.args))
+            frame = replace(frame, args=b"", blob=key)
+        body = self.signer.pack(FRAME, frame)
+        return Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)

@@ -1,0 +1,428 @@
+"""The Session: turns calls into messages, and outcomes into futures, batches and tables."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import itertools
+import logging
+import secrets
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qnb import registry, settings
+from qnb.brokers.base import Presence
+from qnb.codec.functions import Shipper, parameter_names
+from qnb.codec.payloads import encode_columns, is_plain
+from qnb.codec.pickling import dumps, ship_module
+from qnb.codec.signing import Signer
+from qnb.errors import ConfigurationError, QnbError
+from qnb.message import DEFAULT_QUEUE, Frame, Function, task_id
+from qnb.session import local
+from qnb.session.batch import Batch
+from qnb.session.collector import Collector
+from qnb.session.future import Future
+from qnb.session.options import TaskOptions
+from qnb.session.publisher import Publisher
+from qnb.session.sizes import Sizes
+from qnb.session.stream import FRAME_BYTES, Stream
+from qnb.session.task import Task
+
+if TYPE_CHECKING:
+    from qnb.monitor.control import Control, Workers
+
+log = logging.getLogger(__name__)
+
+SESSION_PREFIX = "s."
+FLUSH_SECONDS = 0.001
+_STREAMS = 256
+_current: weakref.ref[Session] | None = None
+
+
+def current_session() -> Session | None:
+    """The Session made last, unless it is closed."""
+    session = _current() if _current is not None else None
+    return None if session is None or session.closed else session
+
+
+class Session(concurrent.futures.Executor):
+    """Runs functions as remote tasks over a broker.
+
+    broker, backend: URLs; else QNB_BROKER, QNB_BACKEND; else an embedded file in ./.qnb/. workers: local worker
+    processes; default: the number of cores when embedded, 0 otherwise. queue: where tasks go. key: the signing
+    key; else QNB_KEY; else a per-user file. name: how the session is called. on_interrupt: "detach" or "cancel".
+
+    It is a concurrent.futures.Executor, and a context manager. Raises UnknownScheme, MissingLibrary,
+    BrokerUnavailable, BackendUnavailable or AccessDenied, each within 5 seconds and with the remedy.
+    """
+
+    def __init__(
+        self,
+        broker: str | None = None,
+        backend: str | None = None,
+        *,
+        workers: int | None = None,
+        queue: str = DEFAULT_QUEUE,
+        key: str | bytes | None = None,
+        name: str | None = None,
+        on_interrupt: str = "detach",
+    ) -> None:
+        if on_interrupt not in ("detach", "cancel"):
+            raise ConfigurationError(f"on_interrupt={on_interrupt!r}: give 'detach' or 'cancel'")
+        if workers is not None and workers < 0:
+            raise ConfigurationError(f"workers={workers}: give 0 or more")
+        url = settings.absolute_url(settings.broker_url(broker))
+        backend_url = settings.absolute_url(settings.backend_url(backend) or registry.partner_url(url))
+        secret = settings.load_key(key)
+        self.closed = False
+        self.queue = queue
+        self.on_interrupt = on_interrupt
+        self.id = secrets.token_hex(5)
+        self.name = name or self.id
+        self.peer = SESSION_PREFIX + self.id
+        self.signer = Signer(secret)
+        self.broker = registry.open_broker(url)
+        try:
+            self.backend = registry.open_backend(backend_url)
+        except BaseException:
+            self.broker.close()
+            raise
+        self.bus = self.broker.bus()
+        self.inbox = self.bus.join(self.peer)
+        self.collector = Collector(self.inbox, self.backend, self.signer)
+        self.sizes = Sizes()
+        self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
+        self._shipper = Shipper()
+        self._numbers = itertools.count()
+        self._streams: dict[tuple[bytes, TaskOptions], Stream] = {}
+        self._lock = threading.Lock()
+        self._dirty = threading.Event()
+        self._sending = threading.Lock()
+        self._workers: Any = None
+        embedded = self.broker.scheme in ("sqlite", "memory")
+        count = workers if workers is not None else settings.cpu_count() if embedded else 0
+        if embedded:
+            self.inbox.beat()  # local workers look for sessions, and end when there are none
+        if count:
+            self._workers = local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
+        self._flusher = threading.Thread(target=self._run_flusher, args=(embedded,), name="qnb-flusher", daemon=True)
+        self._flusher.start()
+        global _current
+        _current = weakref.ref(self)
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"queue {self.queue!r}"
+        return f"<qnb.Session {self.broker_url}, results in {self.backend_url}, {state}>"
+
+    @property
+    def broker_url(self) -> str:
+        """The broker's URL, without password."""
+        return str(self.broker.url)
+
+    @property
+    def backend_url(self) -> str:
+        """The backend's URL, without password."""
+        return str(self.backend.url)
+
+    # Tasks ---------------------------------------------------------------------------------------------------
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a function a Task of this session; `@session.task` or `@session.task(retries=3, …)`."""
+        chosen = TaskOptions().change(**options)
+
+        def make(function: Callable[..., Any]) -> Task:
+            return Task(function, chosen, self)
+
+        return make if function is None else make(function)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Run fn(*args, **kwargs) on a worker. CannotPickle names what cannot travel."""
+        if type(fn) is Task:
+            return self.submit_with(fn.function, fn.task_options, args, kwargs)
+        return self.submit_with(fn, _DEFAULTS, args, kwargs)
+
+    def submit_with(
+        self, function: Callable[..., Any], options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future:
+        """`submit` with options."""
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
+        stream = self._stream(self._shipper.ship(function), options)
+        future, waiting = stream.add(dumps((args, kwargs)))
+        self.collector.expect(stream, 1)
+        if waiting >= FRAME_BYTES:
+            self.flush()
+        elif not self._dirty.is_set():
+            self._dirty.set()
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Batch:
+        """Run fn on each item, or on the items of several iterables side by side (as long as the shortest).
+
+        timeout: seconds from now that iterating may take. chunksize: calls a message; by default as measured.
+        """
+        rows = list(zip(*iterables, strict=False))
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
+        return self._launch(fn, columns, (), timeout, chunksize)
+
+    def starmap(self, fn: Callable[..., Any], tuples: Iterable[Iterable[Any]]) -> Batch:
+        """Run fn(*arguments) for each tuple of arguments; all of one length."""
+        rows = [tuple(row) for row in tuples]
+        if len({len(row) for row in rows}) > 1:
+            raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
+        return self._launch(fn, [list(column) for column in zip(*rows, strict=True)], (), None, None)
+
+    def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], **fixed: Any) -> Batch:
+        """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
+        names = tuple(grid)
+        rows = list(itertools.product(*(list(values) for values in grid.values())))
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+        if fixed:
+            inner = fn.function if isinstance(fn, Task) else fn
+            bound: Any = partial(inner, **fixed)
+            fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
+        return self._launch(fn, columns, names, None, None)
+
+    def _launch(
+        self,
+        fn: Callable[..., Any],
+        columns: list[list[Any]],
+        names: tuple[str, ...],
+        timeout: float | None,
+        chunksize: int | None,
+    ) -> Batch:
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
+        options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
+        function = fn.function if isinstance(fn, Task) else fn
+        shipped = self._shipper.ship(function)
+        labels = names or parameter_names(function, len(columns))
+        count = len(columns[0]) if columns else 0
+        batch = Batch(self, self._new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
+        batch.names = names
+        batch.timeout = timeout
+        if count:
+            self.collector.expect(batch, count)
+            self._send_batch(batch, chunksize)
+        return batch
+
+    def _send_batch(self, batch: Batch, chunksize: int | None) -> None:
+        """Publish all of a batch; a function never timed is tried on a few calls first, to size the rest."""
+        columns = [values for _, values in batch.parameters]
+        plain_values = all(map(is_plain, columns))
+        count, start = len(batch), 0
+        limits = (
+            iter(self.sizes.probe(count)) if chunksize is None and not self.sizes.known(batch.function) else iter(())
+        )
+        frames: list[Frame] = []
+        options = batch.options.on_wire()
+        probed = False
+        while start < count:
+            size = next(limits, None)
+            if size is None and chunksize is None and frames and not probed and not self.sizes.known(batch.function):
+                probed = True
+                self._publish(frames, batch)
+                frames = []
+                self.sizes.wait(batch, self.wait_for)
+            size = size or chunksize or self.sizes.frame(batch.function, count)
+            stop = min(count, start + size)
+            try:
+                args = encode_columns([column[start:stop] for column in columns], batch.names, plain_values)
+            except QnbError:
+                self.collector.settled(count)
+                raise
+            frames.append(Frame(batch.run, start, stop - start, batch.function, args, options, self.peer, time.time()))
+            start = stop
+            if sum(len(frame.args) for frame in frames[-64:]) > FRAME_BYTES * 4 or len(frames) >= 64:
+                self._publish(frames, batch)
+                frames = []
+        self._publish(frames, batch)
+
+    def _publish(self, frames: list[Frame], batch: Batch) -> None:
+        for frame in frames:
+            batch.sent(frame.first, frame.count, frame.sent_at)
+        self.publisher.publish(frames, batch.options.queue or self.queue, batch.options.delay)
+
+    def repeat(self, batch: Batch, indices: list[int]) -> Batch:
+        """A new batch of some calls of another."""
+        again = Batch(
+            self,
+            self._new_run(),
+            batch.function,
+            [(name, [values[i] for i in indices]) for name, values in batch.parameters],
+            len(indices),
+            batch.options,
+        )
+        again.names = batch.names
+        if indices:
+            self.collector.expect(again, len(indices))
+            self._send_batch(again, None)
+        return again
+
+    def ship(self, module: Any) -> None:
+        """Send functions and classes of this module by value: for a module that workers do not have."""
+        ship_module(module)
+
+    # Sending -------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send every submit that still waits for company."""
+        if not self._dirty.is_set():
+            return
+        self._dirty.clear()
+        with self._lock:
+            streams = list(self._streams.values())
+        for stream in streams:
+            frames = stream.take(self.sizes.stream(stream.function))
+            if frames:
+                self.publisher.publish(frames, stream.options.queue or self.queue, stream.options.delay)
+
+    def _run_flusher(self, embedded: bool) -> None:
+        beaten = time.monotonic()
+        while not self.closed:
+            self._dirty.wait(1.0)
+            try:
+                if self._dirty.is_set():
+                    time.sleep(FLUSH_SECONDS)  # so that a loop of submits travels together
+                    self.flush()
+                if self.publisher.unsent:
+                    time.sleep(0.5)
+                    self.publisher.retry()
+                if embedded and time.monotonic() - beaten > 0.9:
+                    beaten = time.monotonic()
+                    self.inbox.beat()
+            except QnbError as error:
+                log.warning("session %s: %s", self.name, error)
+                time.sleep(0.5)
+
+    def _stream(self, function: Function, options: TaskOptions) -> Stream:
+        key = (function.hash, options)
+        stream = self._streams.get(key)
+        if stream is None:
+            with self._lock:
+                if len(self._streams) >= _STREAMS:
+                    for old in [k for k, s in self._streams.items() if not s.pending]:
+                        self.collector.sinks.pop(self._streams.pop(old).run, None)
+                stream = self._streams.setdefault(key, Stream(self, self._new_run(), function, options))
+        return stream
+
+    def _new_run(self) -> str:
+        return f"{self.id}-{next(self._numbers)}"
+
+    def _publish_failed(self, frame: Frame, error: BaseException) -> None:
+        sink: Any = self.collector.sinks.get(frame.run)
+        if sink is not None:
+            self.collector.settled(sink.fail(frame.first, frame.count, error))
+
+    # Waiting -------------------------------------------------------------------------------------------------
+
+    def wait_for(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
+        """Wait until `done()`, reading outcomes meanwhile; False when it is not after `timeout` seconds."""
+        self.flush()
+        return self.collector.wait(done, condition, timeout)
+
+    def learn(self, function: bytes, seconds: float, calls: int) -> None:
+        """So many calls of a function took so long."""
+        self.sizes.learn(function, seconds, calls)
+
+    # Control -------------------------------------------------------------------------------------------------
+
+    def cancel_calls(self, spans: Sequence[tuple[str, int, int]], terminate: bool = False) -> None:
+        """Make sure that these calls never start; with `terminate` kill those that run."""
+        self.flush()
+        # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
+        self.backend.revoke_many(spans)
+        replies = self.control.revoke_spans(spans, terminate=terminate)
+        running = {task for reply in replies.values() for task in reply.get("running", ())}
+        for run, first, count in spans:
+            sink: Any = self.collector.sinks.get(run)
+            if sink is None:
+                continue
+            for index in range(first, first + count):
+                if task_id(run, index) not in running:
+                    self.collector.settled(sink.cancelled(index, 1))
+
+    @property
+    def control(self) -> Control:
+        """Inspect and control the workers."""
+        from qnb.monitor.control import Control
+
+        return Control(self.bus, self.signer, self.peer, self.collector)
+
+    @property
+    def workers(self) -> Workers:
+        """The workers that are there now; `.df` is a DataFrame of them."""
+        from qnb.monitor.control import Workers
+
+        peers: Sequence[Presence] = self.bus.peers("w.")
+        return Workers(peers)
+
+    # The end -------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As in concurrent.futures: nothing more is taken; with `wait`, returns when all calls are over."""
+        if self.closed:
+            return
+        self._dirty.set()
+        self.flush()
+        if cancel_futures:
+            sinks: list[Any] = list(self.collector.sinks.values())
+            spans = [(sink.run, *span) for sink in sinks for span in sink.missing()]
+            if spans:
+                self.cancel_calls(spans)
+        if wait:
+            condition = threading.Condition()
+            self.collector.wait(lambda: self.collector.pending <= 0, condition, None)
+        if wait or not self.collector.pending:
+            self.close()
+        else:
+            self.closed_to_submits = True
+
+    def close(self) -> None:
+        """Leave: submits are sent, local workers finish what runs and end. What is queued at a broker stays there."""
+        if self.closed:
+            return
+        try:
+            self._dirty.set()
+            self.flush()
+        finally:
+            self.closed = True
+            self._dirty.set()
+        if self.publisher.unsent:
+            warnings.warn(f"{self.publisher.unsent} messages could not be sent: the broker is away", stacklevel=2)
+            self.publisher.give_up(QnbError("the session was closed before the broker came back"))
+        self._flusher.join(5.0)
+        self.collector.close()
+        if self._workers is not None:
+            self._workers.stop()
+        self.inbox.close()
+        self.backend.close()
+        self.broker.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown(wait=error[0] is None)
+        self.close()
+
+
+_DEFAULTS = TaskOptions()
+
+
+def _close_at_exit(reference: weakref.ref[Session]) -> None:
+    session = reference()
+    if session is not None and not session.closed:
+        session.close()

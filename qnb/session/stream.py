@@ -1,0 +1,157 @@
+"""A stream of submits: one run, calls added one by one, sent in frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from qnb import message
+from qnb.codec.failures import unpack_failure
+from qnb.codec.outcomes import read_times
+from qnb.codec.payloads import decode_values, encode_pickled
+from qnb.codec.pickling import loads
+from qnb.message import CANCELLED, DONE, Frame, Function, Outcomes, Progress
+from qnb.session.future import Future
+from qnb.session.options import TaskOptions
+
+if TYPE_CHECKING:
+    from qnb.session.session import Session
+
+FRAME_BYTES = 65536
+
+
+class Stream:
+    """Submits of one version of a function with one set of options."""
+
+    def __init__(self, session: Session, run: str, function: Function, options: TaskOptions) -> None:
+        self.session = session
+        self.run = run
+        self.function = function
+        self.options = options
+        self.pending: dict[int, Future] = {}
+        self._lock = threading.Lock()
+        self._first = self._next = 0
+        self._buffer: list[bytes] = []
+        self._bytes = 0
+
+    def add(self, call: bytes) -> tuple[Future, int]:
+        """A pickled call: its future, and how much waits to be sent (FRAME_BYTES or more when it is time)."""
+        with self._lock:
+            index = self._next
+            self._next = index + 1
+            future = self.pending[index] = Future(self, index)
+            buffer = self._buffer
+            buffer.append(call)
+            self._bytes += len(call)
+            # 256 calls count as full, however small.
+            return future, max(self._bytes, len(buffer) << 8)
+
+    def take(self, limit: int) -> list[Frame]:
+        """Frames of what waits to be sent, at most `limit` calls each."""
+        with self._lock:
+            calls, first = self._buffer, self._first
+            self._buffer, self._bytes, self._first = [], 0, self._next
+        if not calls:
+            return []
+        now, options, peer = time.time(), self.options.on_wire(), self.session.peer
+        frames, start = [], 0
+        while start < len(calls):
+            stop, size = start + 1, len(calls[start])
+            while stop < len(calls) and stop - start < limit and size + len(calls[stop]) <= FRAME_BYTES:
+                size += len(calls[stop])
+                stop += 1
+            args = encode_pickled(calls[start:stop])
+            frames.append(Frame(self.run, first + start, stop - start, self.function, args, options, peer, now))
+            start = stop
+        return frames
+
+    def absorb(self, outcomes: Outcomes) -> int:
+        """Fill the futures of these calls; how many were new."""
+        values, broken = decode_values(outcomes.values, loads)
+        get, pop, new = self.pending.get, self.pending.pop, 0
+        if not outcomes.states and not broken:
+            for index, value in enumerate(values, outcomes.first):
+                future = get(index)
+                if future is not None:
+                    future._end_done(value)
+                    # Only now: an interrupt before this line leaves the future to be found again.
+                    pop(index, None)
+                    new += 1
+        else:
+            states = outcomes.states or bytes([DONE]) * outcomes.count
+            for position, state in enumerate(states):
+                index = outcomes.first + position
+                future = get(index)
+                if future is not None:
+                    end(future, state, position, values, broken, outcomes)
+                    pop(index, None)
+                    new += 1
+        self._learn(outcomes)
+        return new
+
+    def _learn(self, outcomes: Outcomes) -> None:
+        if outcomes.times:
+            times = read_times(outcomes.times)
+            self.session.learn(self.function.hash, times[-1] - times[0], outcomes.count)
+
+    def progress(self, progress: Progress) -> None:
+        """Calls run, or will be tried again."""
+        for index in progress.indices:
+            future = self.pending.get(index)
+            if future is not None and not future.done():
+                future._start(progress.state)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Spans of sent calls without an outcome."""
+        with self._lock:
+            sent = self._first
+        return spans_of([index for index in list(self.pending) if index < sent])
+
+    def cancelled(self, first: int, count: int) -> int:
+        """These calls will never run; how many were new."""
+        new = 0
+        for index in range(first, first + count):
+            future = self.pending.get(index)
+            if future is not None:
+                future._end_cancelled()
+                self.pending.pop(index, None)
+                new += 1
+        return new
+
+    def fail(self, first: int, count: int, error: BaseException) -> int:
+        """These calls could not be sent; how many were new."""
+        new = 0
+        for index in range(first, first + count):
+            future = self.pending.get(index)
+            if future is not None:
+                future._end_failed(message.FAILED, error, "")
+                self.pending.pop(index, None)
+                new += 1
+        return new
+
+
+def end(
+    future: Future, state: int, position: int, values: list[Any], broken: dict[int, Exception], outcomes: Outcomes
+) -> None:
+    """Give one future its outcome."""
+    failure = outcomes.failures.get(position)
+    if state == CANCELLED:
+        future._end_cancelled(unpack_failure(failure) if failure else None)
+    elif state != DONE and failure is not None:
+        future._end_failed(state, unpack_failure(failure), failure.traceback)
+    elif position in broken:
+        future._end_failed(message.FAILED, broken[position], "")
+    else:
+        future._end_done(values[position])
+
+
+def spans_of(indices: list[int]) -> list[tuple[int, int]]:
+    """Consecutive numbers as (first, count)."""
+    spans: list[tuple[int, int]] = []
+    for index in sorted(indices):
+        if spans and spans[-1][0] + spans[-1][1] == index:
+            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        else:
+            spans.append((index, 1))
+    return spans
