@@ -1,0 +1,120 @@
+"""`%qnb`: what the session is doing, and connecting it, without a line of Python."""
+
+# mypy: allow-untyped-calls, allow-untyped-decorators
+# IPython's decorators have no types.
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display
+
+from qnb.errors import QnbError
+
+if TYPE_CHECKING:
+    from qnb.session.session import Session
+
+MAGIC = "qnb"
+COMMANDS = ("status", "connect", "workers", "close")
+NO_SESSION = "no session yet: %qnb connect makes one with workers here, %qnb connect URL on a broker"
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
+
+
+@magics_class
+class QnbMagics(Magics):
+    """The magics of qnb. One instance a shell."""
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self._shell: Any = shell
+        self._connected: Session | None = None
+
+    @magic_arguments()
+    @argument(
+        "command",
+        nargs="?",
+        default="status",
+        choices=COMMANDS,
+        help="what to do; status when nothing is given",
+    )
+    @argument("url", nargs="?", help="for connect: the broker, as in redis://host/0; else $QNB_BROKER or a file here")
+    @argument("--backend", metavar="URL", help="for connect: where results are kept; else the broker's own partner")
+    @argument("--workers", metavar="N", type=_workers, help="for connect: how many local worker processes to start")
+    @line_magic
+    def qnb(self, line: str) -> None:
+        """Show the current session, connect another, list its workers, close it.
+
+        `%qnb connect` puts the session into the variable `session` and makes it the current one.
+        """
+        arguments = parse_argstring(self.qnb, line)
+        given = [name for name in ("url", "backend", "workers") if getattr(arguments, name) is not None]
+        if arguments.command != "connect" and given:
+            raise UsageError(f"%qnb {arguments.command} takes no {' or '.join(given)}: only connect does")
+        try:
+            getattr(self, f"_{arguments.command}")(arguments)
+        except QnbError as error:
+            _fail_in_one_line(error)
+
+    def _status(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        print(NO_SESSION if session is None else status_text(session))
+
+    def _connect(self, arguments: argparse.Namespace) -> None:
+        import qnb
+
+        session = qnb.Session(arguments.url, backend=arguments.backend, workers=arguments.workers)
+        # The one from before goes only when the new one stands; a cell may run twice.
+        before, self._connected = self._connected, session
+        if before is not None:
+            before.close()
+        self._shell.push({"session": session}, interactive=True)
+        print(status_text(session))
+
+    def _workers(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        display(session.workers)
+
+    def _close(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        session.close()
+        print(f"closed: {session.broker_url}")
+
+
+def _current() -> Session | None:
+    import qnb
+
+    session: Session | None = qnb.current_session()
+    return session
+
+
+def status_text(session: Session) -> str:
+    """The session in four lines."""
+    alive = len(session.workers)
+    lines = {
+        "broker": session.broker_url,
+        "backend": session.backend_url,
+        "queue": session.queue,
+        "workers": f"{alive} alive" if alive else f"none: start one with  qnb worker {session.broker_url}",
+    }
+    return "\n".join(f"{name:<9}{value}" for name, value in lines.items())
+
+
+def _fail_in_one_line(error: QnbError) -> NoReturn:
+    """The cell fails, so that no later one runs without a session, but without a traceback of our own insides."""
+    line = f"{type(error).__name__}: {error}"
+    error._render_traceback_ = lambda: [line]  # type: ignore[attr-defined]
+    raise error

@@ -1,0 +1,46 @@
+"""The anywidget models, one a bundle of widgets/. Importing this imports ipywidgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import anywidget
+import traitlets
+
+STATIC = Path(__file__).parent / "static"
+
+
+class BatchWidget(anywidget.AnyWidget):
+    """The model behind the views of one batch. `snapshot` is what a new or reopened view starts from."""
+
+    _esm = STATIC / "batch.js"
+    _css = STATIC / "batch.css"
+    snapshot: Any = traitlets.Dict().tag(sync=True)
+
+
+class Widget(Protocol):
+    """What of ipywidgets the stage needs."""
+
+    model_id: str
+    comm: Any
+    layout: Any
+
+    def send(self, content: object) -> None: ...
+    def on_msg(self, callback: Any, remove: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+def hear_while_busy(widget: Widget) -> None:
+    """Let messages of the front end reach the kernel on its subshell while a cell runs.
+
+    ipykernel 7.4 answers on the shell that last published, which is the main one while a cell blocks it.
+    """
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = None
+
+
+def close(widget: Widget) -> None:
+    """Free the model and its layout here and in the browser. ipywidgets would leave the layout."""
+    widget.layout.close()
+    widget.close()

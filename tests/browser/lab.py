@@ -1,0 +1,227 @@
+"""A private JupyterLab server, and a notebook opened on it in a headless Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+# Every cell is drawn, whether or not it is scrolled into view; no news from outside.
+SETTINGS = {
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension:notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+# Any JupyterLab page says these: they are not about the notebook.
+USUAL = ("favicon", "ResizeObserver loop", "/lsp/status", "Third-party cookie", "api/me", "Autofill.")
+PANEL = """() => {
+  const find = (area) => [...(window.jupyterapp?.shell.widgets(area) ?? [])];
+  return find('main').find((widget) => widget.content?.model && widget.sessionContext);
+}"""
+
+
+def find_chromium() -> str | None:
+    """QNB_CHROMIUM, else one of this machine, else the one that playwright brought."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("QNB_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found:
+        return found
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    return path if Path(path).exists() else None
+
+
+@dataclass
+class Server:
+    """A running JupyterLab with its own folders."""
+
+    port: int
+    token: str
+    root: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}?reset&token={self.token}"
+
+    def answers(self) -> bool:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(self.url("api/status"), timeout=2).close()
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def serve(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Start JupyterLab on `folder/root`, with all it writes below `folder`; stop it with its kernels."""
+    (folder / "config" / "labconfig").mkdir(parents=True)
+    (folder / "root").mkdir(exist_ok=True)
+    (folder / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
+    command += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=_environment(folder) | environment, cwd=folder / "root", stdout=output, stderr=output
+        )
+    server = Server(port, token, folder / "root", log, process)
+    try:
+        _wait_until_it_answers(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)  # it stops its kernels first
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    names = ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    own = {name: str(folder / name.lower()) for name in (*names, "IPYTHONDIR")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return (
+        os.environ | own | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_PREFER_ENV_PATH": "1", "PATH": path}
+    )
+
+
+def _wait_until_it_answers(server: Server) -> None:
+    end = time.monotonic() + 60
+    while not server.answers():
+        if server.process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"JupyterLab does not answer:\n{server.log.read_text()[-3000:]}")
+        time.sleep(0.1)
+
+
+@dataclass
+class Notebook:
+    """A notebook in the browser. `console` has the errors that the page reported."""
+
+    page: Page
+    server: Server
+    path: str
+    console: list[str] = field(default_factory=list)
+
+    def ask(self, expression: str, argument: Any = None) -> Any:
+        """The value of a JavaScript expression in which `panel` is the notebook's panel and `app` the application."""
+        code = f"(argument) => {{ const app = window.jupyterapp; const panel = ({PANEL})(); return {expression}; }}"
+        return self.page.evaluate(code, argument)
+
+    def wait(self, expression: str, seconds: float = 30) -> None:
+        """Until a JavaScript expression is true."""
+        code = f"() => {{ const app = window.jupyterapp; const panel = ({PANEL})(); return {expression}; }}"
+        self.page.wait_for_function(code, timeout=seconds * 1000)
+
+    def start(self) -> None:
+        """Run all cells, without waiting for them."""
+        self.ask(
+            "void (window.ran = false, "
+            "app.commands.execute('notebook:run-all-cells').finally(() => { window.ran = true; }))"
+        )
+
+    def run_all(self, seconds: float = 90) -> None:
+        """Run all cells to their end."""
+        self.start()
+        self.wait("window.ran && panel.sessionContext.session?.kernel?.status === 'idle'", seconds)
+
+    def failed_cells(self) -> list[str]:
+        """The errors in outputs, but for cells that are meant to fail."""
+        cells = self.ask("panel.content.widgets.map((cell) => cell.model.toJSON())")
+        return [
+            f"{output['ename']}: {output['evalue']}"
+            for cell in cells
+            if "raises-exception" not in cell["metadata"].get("tags", [])
+            for output in cell.get("outputs", [])
+            if output["output_type"] == "error"
+        ]
+
+    def save(self) -> dict[str, Any]:
+        """Save through JupyterLab, and read the file."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        saved: dict[str, Any] = json.loads((self.server.root / self.path).read_text())
+        return saved
+
+    def show(self, *, dark: bool, width: int, height: int = 900) -> None:
+        """In this theme, in a window of this size."""
+        theme = "JupyterLab Dark" if dark else "JupyterLab Light"
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.ask("app.commands.execute('apputils:change-theme', {theme: argument})", theme)
+        self.page.wait_for_function(f"() => document.body.dataset.jpThemeName === '{theme}'")
+        self.page.wait_for_timeout(300)
+
+    def take_picture(self, target: Path) -> None:
+        """Of the whole notebook, as high as it is."""
+        self.page.evaluate("() => document.activeElement?.blur()")
+        size = self.page.viewport_size or {"width": 1200, "height": 900}
+        height = self.page.evaluate(
+            "() => { const cells = [...document.querySelectorAll('.jp-Cell')].map((c) => c.getBoundingClientRect());"
+            " return Math.ceil(Math.max(...cells.map((c) => c.bottom)) - Math.min(0, ...cells.map((c) => c.top))); }"
+        )
+        self.page.set_viewport_size({"width": size["width"], "height": min(16000, max(300, height + 40))})
+        self.page.wait_for_timeout(300)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(target))
+        self.page.set_viewport_size(size)
+
+
+@contextlib.contextmanager
+def open_notebook(server: Server, browser: Browser, path: str) -> Iterator[Notebook]:
+    """Open a notebook that lies under the server's root; ready when its kernel is idle."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    notebook = Notebook(page, server, path)
+
+    def on_console(message: ConsoleMessage) -> None:
+        text = f"{message.text} ({(message.location or {}).get('url', '')})"
+        if message.type == "error" and not any(usual in text for usual in USUAL):
+            notebook.console.append(text)
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: notebook.console.append(f"uncaught: {error}"))
+    try:
+        page.goto(server.url(f"lab/tree/{path}"), wait_until="domcontentloaded")
+        notebook.wait("panel?.sessionContext.session?.kernel?.status === 'idle'", 60)
+        page.evaluate("() => window.jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
+        notebook.ask("app.shell.collapseLeft()")
+        yield notebook
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def launch(executable: str) -> Iterator[Browser]:
+    """A headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
