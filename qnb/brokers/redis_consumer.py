@@ -1,0 +1,270 @@
+"""Taking messages from Redis streams: groups, leases by idle time, delays, levels."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from qnb.brokers.base import DEFAULT_LEASE, Delivery
+from qnb.brokers.redis_client import AT_ONCE, Client, Line, Wait, wait_until
+from qnb.brokers.redis_link import Command, Reply, ServerError
+from qnb.brokers.redis_scripts import ACK, CLAIM, EXTEND, GROUP, LEAVE, LOOK, REJECT, RELEASE, script
+from qnb.errors import BrokerError
+
+# (queue, level, id, delivery count of the entry): names one delivery, not only one message.
+Token = tuple[str, int, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerOptions:
+    """`force` is set when the URL names the lease: then it replaces what the queue was declared with."""
+
+    base: str
+    lease: float = DEFAULT_LEASE
+    force: bool = False
+    dead_letters: int = 10_000
+
+
+class RedisConsumer:
+    """See Consumer of the ports.
+
+    The receiving thread has a link of its own, where it blocks; settling goes through the pool. A stream of its own
+    is read along with the queues: an entry there, from wake() or from the publisher of something that is due earlier
+    than this consumer knows, ends the blocked read.
+    """
+
+    def __init__(self, client: Client, queues: Sequence[str], prefetch: int, options: ConsumerOptions) -> None:
+        self.lease = options.lease
+        self._client, self._queues, self._prefetch, self._options = client, list(queues), prefetch, options
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._wake_key = f"{options.base}wake:{self._name}".encode()
+        self._line = Line(client, self._rest, self._nudge)
+        self._opened = 0
+        self._receiving = threading.Lock()
+        self._changed = threading.Condition()
+        self._unsettled: dict[Token, Delivery] = {}
+        self._spare: list[Delivery] = []
+        self._woken = self._closed = False
+        self._look_at = 0.0
+        self._noted = False  # an entry came to the wake stream
+        self._levels: dict[str, list[int]] = {}
+        self._streams: dict[bytes, tuple[str, int]] = {}  # in order of priority
+
+    # ------------------------------------------------------------ receiving
+
+    def receive_many(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        deadline = time.monotonic() + timeout
+        with self._receiving:
+            while True:
+                room = min(limit, self._prefetch - len(self._unsettled))
+                got = self._take(room, deadline) if room > 0 else self._await_room(deadline)
+                if got:
+                    return self._hand_out(got, limit)
+                if self._closed or self._woken or time.monotonic() >= deadline:
+                    self._woken = False
+                    return []
+
+    def _take(self, room: int, deadline: float) -> list[Delivery]:
+        if self._spare:
+            got, self._spare = self._spare, []
+            return got
+        now = time.monotonic()
+        if now >= self._look_at or self._opened != self._line.opened:
+            got = self._look(room, deadline)
+            if got or now >= self._look_at:
+                return got
+        if self._closed or self._woken:
+            deadline = 0.0
+        if len(self._streams) > 1:
+            got = self._claim(room, deadline)
+            if got:
+                return got
+            room = 1
+        return self._read(room, deadline)
+
+    def _read(self, room: int, deadline: float) -> list[Delivery]:
+        """Wait for messages on all streams until the deadline, or until it is time to look again."""
+        wait = wait_until(deadline, self._look_at)
+        keys = [*self._streams, self._wake_key]
+        marks = (">" for _ in keys)
+        group = ("GROUP", GROUP, self._name, "COUNT", room, *wait.block)
+        reply = self._ask(("XREADGROUP", *group, "STREAMS", *keys, *marks), wait, deadline)
+        got: list[Delivery] = []
+        for key, entries in reply or ():
+            if key == self._wake_key:
+                self._noted, self._look_at = True, 0.0
+            else:
+                got += self._deliveries(*self._streams[key], entries)
+        if self._noted and got:
+            # Something urgent may have come at the same time, on a level that was not read. What is taken beyond
+            # the limit is handed out next.
+            got = self._look(room, deadline) + self._claim(room, deadline) + got
+            got.sort(key=lambda delivery: -delivery.token[1])
+        return got
+
+    def _claim(self, room: int, deadline: float) -> list[Delivery]:
+        """Take what is there, the highest level first. The plain read would take from all levels at once."""
+        arguments = {"me": self._name, "limit": room, "queues": self._queues}
+        reply = self._ask(script(CLAIM, self._options.base, arguments), AT_ONCE, deadline)
+        return [
+            one for queue, level, entries in reply or () for one in self._deliveries(queue.decode(), level, entries)
+        ]
+
+    @staticmethod
+    def _deliveries(queue: str, level: int, entries: Reply) -> list[Delivery]:
+        return [
+            Delivery(queue, fields[1], 1 + (int(fields[3]) if len(fields) > 2 else 0), (queue, level, name.decode(), 1))
+            for name, fields in entries
+        ]
+
+    def _look(self, room: int, deadline: float) -> list[Delivery]:
+        """See to due and expired messages, and learn levels, lease and when to look again."""
+        got: list[Delivery] = []
+        soonest = math.inf
+        self._opened = self._line.opened
+        for position, queue in enumerate(self._queues):
+            arguments = {
+                "me": self._name,
+                "queue": queue,
+                "lease": round(self._options.lease * 1000),
+                "force": self._options.force,
+                "limit": room - len(got),
+                "woken": self._noted and position == 0,
+            }
+            reply = self._ask(script(LOOK, self._options.base, arguments), AT_ONCE, deadline)
+            if reply is None:
+                return got
+            lease, rest, levels, taken = reply
+            self.lease = lease / 1000
+            soonest = min(soonest, rest / 1000)
+            self._set_levels(queue, [int(level) for level in levels])
+            for level, entry, count, before, body in taken:
+                name = entry.decode()
+                self._unsettled.pop((queue, level, name, count - 1), None)  # its own, when its lease ran out
+                got.append(Delivery(queue, body, count + before, (queue, level, name, count)))
+        self._noted = False
+        self._opened = self._line.opened
+        self._look_at = time.monotonic() + soonest
+        return got
+
+    def _set_levels(self, queue: str, levels: list[int]) -> None:
+        if self._levels.get(queue) == levels:
+            return
+        self._levels[queue] = levels
+        pairs = [(level, name) for name, all_levels in self._levels.items() for level in all_levels]
+        pairs.sort(key=lambda pair: -pair[0])  # stable: among equal levels the order of the queues
+        self._streams = {f"{self._options.base}q{level}:{name}".encode(): (name, level) for level, name in pairs}
+
+    def _ask(self, command: Command, wait: Wait, deadline: float) -> Reply:
+        """The reply on this consumer's own link; None when it broke, or when groups are gone and will be made again."""
+        replies = self._line.exchange((command,), wait, max(deadline, time.monotonic()))
+        if replies is None:
+            return None
+        reply = replies[0]
+        if not isinstance(reply, ServerError):
+            return reply
+        if reply.code == "NOGROUP" or "UNBLOCKED" in str(reply):  # flushed, removed, or restarted without its data
+            self._look_at = 0.0
+            return None
+        if reply.code == "NOSCRIPT":
+            return self._client.one(*command)
+        raise self._client.translate(reply) from reply
+
+    def _hand_out(self, got: list[Delivery], limit: int) -> Sequence[Delivery]:
+        with self._changed:
+            self._unsettled.update((delivery.token, delivery) for delivery in got)
+        if self._closed:
+            self.release_many(got)
+            return []
+        if len(got) > limit:  # one more from each of several streams
+            self._spare = got[limit:]
+            del got[limit:]
+        return got
+
+    def _await_room(self, deadline: float) -> list[Delivery]:
+        with self._changed:
+            if not (self._woken or self._closed or len(self._unsettled) < self._prefetch):
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+        return []
+
+    def _rest(self, seconds: float) -> None:
+        """Pause between tries to reach the server; cut short by wake and close."""
+        with self._changed:
+            if not (self._woken or self._closed):
+                self._changed.wait(seconds)
+
+    def wake(self) -> None:
+        self._woken = True
+        with self._changed:
+            self._changed.notify_all()
+        if self._receiving.locked():
+            self._nudge()
+
+    def _nudge(self) -> None:
+        note: Command = ("XADD", self._wake_key, "NOMKSTREAM", "MAXLEN", "~", 16, "*", "w", "1")
+        with suppress(BrokerError):  # then the read ends by itself: its link is broken too
+            self._client.run((note,), patience=0.0)
+
+    # ------------------------------------------------------------ settling
+
+    def ack_many(self, deliveries: Sequence[Delivery]) -> None:
+        self._settle(ACK, deliveries, [d.token for d in deliveries])
+
+    def release_many(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+        # The count goes on from where it was before this delivery.
+        items = [(*d.token, d.deliveries - 1) for d in deliveries]
+        self._settle(RELEASE, deliveries, items, delay=max(0, round(delay * 1000)))
+
+    def reject_many(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        cap = self._options.dead_letters
+        self._settle(REJECT, deliveries, [d.token for d in deliveries], reason=reason, cap=cap)
+
+    def extend_many(self, deliveries: Sequence[Delivery], seconds: float) -> None:
+        self._run(EXTEND, [d.token for d in deliveries], ms=round(seconds * 1000))
+
+    @property
+    def name(self) -> str:
+        """The consumer's name in its groups."""
+        return self._name
+
+    def _settle(
+        self, sha: bytes, deliveries: Sequence[Delivery], items: Sequence[tuple[str | int, ...]], **more: str | int
+    ) -> None:
+        self._run(sha, items, **more)
+        self.settled(deliveries)
+
+    def _run(self, sha: bytes, items: Sequence[tuple[str | int, ...]], **more: str | int) -> None:
+        if items:
+            arguments = {"me": self._name, "items": items, **more}
+            self._client.one(*script(sha, self._options.base, arguments))
+
+    def settled(self, deliveries: Sequence[Delivery]) -> None:
+        """These no longer count towards the prefetch."""
+        with self._changed:
+            for delivery in deliveries:
+                self._unsettled.pop(delivery.token, None)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.wake()
+        # The receiving thread gives back what it gets from now on; its link is closed when it has left.
+        left = self._receiving.acquire(timeout=5.0)
+        try:
+            self.release_many(list(self._unsettled.values()))
+            self._client.one(*script(LEAVE, self._options.base, {"me": self._name, "queues": self._queues}))
+        except BrokerError:
+            pass  # the server is away: what is unsettled comes back when its lease ends
+        finally:
+            self._line.close()
+            if left:
+                self._receiving.release()

@@ -1,0 +1,280 @@
+"""A link to a Redis server: commands out, replies in. The lowest layer of the Redis broker and backend.
+
+Plain and Unix sockets speak RESP2 through hiredis alone, Redis' own client library: redis-py takes a quarter of a
+second to import, more than a whole first task may take. TLS and Sentinel go through redis-py (see redis_secure).
+
+What goes wrong on the way is an OSError; what the server refuses is a ServerError among the replies.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import hiredis
+
+from qnb.errors import AccessDenied, ConfigurationError
+from qnb.settings import Address
+
+Command = tuple[str | bytes | int, ...]
+Reply = Any  # bytes, int, None, a list of them, or a ServerError
+
+CONNECT_SECONDS = 4.0
+DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+# A server that is up answers within this, even behind a slow script or a fork.
+REPLY_SECONDS = 15.0
+# Measured: larger reads do not make 1 MiB payloads faster, smaller ones make them slower.
+_READ_BYTES = 256 * 1024
+# Pieces above this are not joined into one buffer: copying them costs more than another system call.
+_JOIN_BYTES = 64 * 1024
+
+OPTIONS = frozenset(
+    {"lease", "prefix", "expires", "max_message", "dead_letters", "patience", "health_check"}
+    | {"db", "master", "sentinel_user", "sentinel_password"}
+)
+
+
+class ServerError(Exception):
+    """An error reply. `code` is its first word, as in "WRONGTYPE Operation against …"."""
+
+    @property
+    def code(self) -> str:
+        return str(self).partition(" ")[0]
+
+
+class Link(Protocol):
+    """One connection, used by one thread at a time."""
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Write all of them at once."""
+
+    def read_into(self, replies: list[Reply], count: int, timeout: float) -> None:
+        """Append `count` replies; TimeoutError when one takes longer. What was read before an error stays."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a URL points and how to get in. Two are equal when they mean the same data."""
+
+    hosts: tuple[tuple[str, int], ...]
+    socket_path: str
+    db: int
+    user: str | None
+    password: str | None = field(repr=False)
+    master: str | None
+    sentinel_login: tuple[str | None, str | None] = field(repr=False)
+    tls: tuple[tuple[str, str], ...] | None
+    shown: str = field(compare=False)
+
+    @property
+    def place(self) -> str:
+        """How people name it: host:port or the path of the socket."""
+        return self.socket_path or ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
+
+def target_of(address: Address) -> Target:
+    """Read a Redis URL; ConfigurationError when it makes no sense."""
+    options, scheme = address.options, address.scheme
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    unknown = sorted(set(options) - OPTIONS - set(tls))
+    if unknown:
+        raise ConfigurationError(
+            f"{address}: no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))} and redis-py's ssl_…"
+        )
+    on_socket, sentinel = scheme == "redis+socket", scheme == "redis+sentinel"
+    if on_socket and not address.path:
+        raise ConfigurationError(f"{address}: name the socket, as in redis+socket:///run/redis.sock?db=0")
+    if sentinel and not options.get("master"):
+        raise ConfigurationError(f"{address}: name the service, as in redis+sentinel://host:26379/0?master=mymaster")
+    default = SENTINEL_PORT if sentinel else DEFAULT_PORT
+    hosts = () if on_socket else tuple((host, port or default) for host, port in address.hosts)
+    return Target(
+        hosts=hosts or (() if on_socket else (("localhost", default),)),
+        socket_path=address.path if on_socket else "",
+        db=_database(address, "" if on_socket else address.path.strip("/")),
+        user=address.user,
+        password=address.password,
+        master=options.get("master") if sentinel else None,
+        sentinel_login=(options.get("sentinel_user"), options.get("sentinel_password")),
+        tls=tuple(sorted(tls.items())) if scheme == "rediss" or tls else None,
+        shown=str(address),
+    )
+
+
+def _database(address: Address, path: str) -> int:
+    text = path or address.options.get("db", "0")
+    if not text.isdigit():
+        raise ConfigurationError(f"{address}: {text!r} is not a database number, as the 0 in redis://host/0")
+    return int(text)
+
+
+def open_link(target: Target, timeout: float = CONNECT_SECONDS) -> Link:
+    """Connect, log in and choose the database. OSError or ServerError when that fails, AccessDenied when refused."""
+    deadline = time.monotonic() + timeout
+    link: Link
+    if target.tls is None and target.master is None:
+        link = SocketLink(
+            dial_socket(target.socket_path, deadline) if target.socket_path else dial(target.hosts[0], deadline)
+        )
+    else:
+        from qnb.brokers.redis_secure import open_secure
+
+        link = open_secure(target, timeout)
+    try:
+        _greet(link, target, deadline)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _greet(link: Link, target: Target, deadline: float) -> None:
+    commands: list[Command] = [("CLIENT", "SETNAME", "qnb"), ("SELECT", target.db)]
+    if target.password is not None:
+        login = (target.user, target.password) if target.user else (target.password,)
+        commands.insert(0, ("AUTH", *login))
+    link.send(commands)
+    replies: list[Reply] = []
+    link.read_into(replies, len(commands), max(0.1, deadline - time.monotonic()))
+    for command, reply in zip(commands, replies, strict=True):
+        if isinstance(reply, ServerError) and command[0] != "CLIENT":
+            check_access(reply, target, command[0] == "AUTH")
+            if command[0] == "SELECT" and reply.code == "ERR":
+                raise ConfigurationError(f"{target.shown}: no database {target.db} on this server ({reply})")
+            raise reply
+
+
+def check_access(error: ServerError, target: Target, at_login: bool = False) -> None:
+    """Raise AccessDenied when that is what the error means."""
+    if error.code == "NOAUTH":
+        remedy = "the server wants a password: redis://:password@host or redis://user:password@host"
+    elif error.code == "NOPERM":
+        remedy = "the user lacks a right: qnb needs all of @stream @hash @sortedset @set @string @scripting"
+    elif error.code == "DENIED":
+        remedy = "protected mode: give the server a password, or bind it to this machine's address"
+    elif error.code == "WRONGPASS" or at_login:
+        remedy = "check user and password in the URL; special characters are to be percent-encoded"
+    else:
+        return
+    raise AccessDenied(f"{target.shown} refuses access: {remedy} ({error})") from error
+
+
+def dial_socket(path: str, deadline: float) -> socket.socket:
+    """Connect to a Unix socket."""
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        unix.settimeout(deadline - time.monotonic())
+        unix.connect(path)
+    except BaseException:
+        unix.close()
+        raise
+    return unix
+
+
+def dial(place: tuple[str, int], deadline: float) -> socket.socket:
+    """Connect to host and port. The deadline is for all addresses of the host together."""
+    refused: OSError = TimeoutError(f"no address of {place[0]} answers")
+    for family, kind, protocol, _, where in _resolve(*place, deadline):
+        tcp = socket.socket(family, kind, protocol)
+        try:
+            tcp.settimeout(max(0.05, deadline - time.monotonic()))
+            tcp.connect(where)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(tcp)
+            return tcp
+        except OSError as error:
+            tcp.close()
+            refused = error
+        except BaseException:
+            tcp.close()
+            raise
+    raise refused
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass
+    found: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            found.append(error)
+
+    # The resolver has no timeout of its own, and a dead name server holds it for half a minute.
+    thread = threading.Thread(target=look_up, name="qnb-resolve", daemon=True)
+    thread.start()
+    thread.join(max(0.05, deadline - time.monotonic()))
+    if not found:
+        raise TimeoutError(f"the name {host} was not resolved in time")
+    if isinstance(found[0], OSError):
+        raise found[0]
+    addresses: list[Any] = found[0]
+    return addresses
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class SocketLink:
+    """RESP2 over a blocking socket, packed and parsed by hiredis (whose type stub knows less than it takes)."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=self)
+        self._buffer = bytearray(_READ_BYTES)
+        self._timeout = 0.0
+
+    def send(self, commands: Sequence[Command]) -> None:
+        pieces = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        self._set_timeout(REPLY_SECONDS)
+        if len(pieces) == 1:
+            self._socket.sendall(pieces[0])
+            return
+        start, size = 0, 0
+        for at, piece in enumerate(pieces):
+            size += len(piece)
+            if size > _JOIN_BYTES:
+                if at > start:
+                    self._socket.sendall(b"".join(pieces[start:at]))
+                self._socket.sendall(piece)
+                start, size = at + 1, 0
+        if start < len(pieces):
+            self._socket.sendall(b"".join(pieces[start:]))
+
+    def read_into(self, replies: list[Reply], count: int, timeout: float) -> None:
+        reader, buffer, sock = self._reader, self._buffer, self._socket
+        self._set_timeout(timeout)
+        while count:
+            reply = reader.gets()
+            if reply is self:
+                received = sock.recv_into(buffer)
+                if not received:
+                    raise ConnectionError("the server closed the connection")
+                reader.feed(buffer, 0, received)  # type: ignore[arg-type]
+            else:
+                replies.append(reply)
+                count -= 1
+
+    def _set_timeout(self, seconds: float) -> None:
+        if seconds != self._timeout:
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
+
+    def close(self) -> None:
+        self._socket.close()

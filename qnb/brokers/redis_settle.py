@@ -1,0 +1,97 @@
+"""Settling a whole turn of a worker in one round trip, when results live on the broker's own Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from qnb.brokers.base import Consumer, Turn
+from qnb.brokers.redis_client import Client
+from qnb.brokers.redis_consumer import RedisConsumer, Token
+from qnb.brokers.redis_link import Command, Target
+from qnb.brokers.redis_scripts import SETTLE, script
+from qnb.brokers.redis_server import Server
+from qnb.errors import PayloadTooLarge
+from qnb.message import Envelope, Note, Stored
+
+# proto-max-bulk-len is 512 MB unless the server's owner changed it; the server hangs up on more.
+LARGEST_VALUE = 512 * 1024 * 1024 - 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a backend keeps outcomes: how to get there, what its keys start with, how long they stay (ms)."""
+
+    target: Target
+    server: Server
+    base: str
+    expires: int
+
+    def shared_by(self, target: Target, server: Server) -> bool:
+        """Whether that is the same data, perhaps under another name of the host."""
+        same_server = bool(server.run_id) and server.run_id == self.server.run_id
+        return self.target == target or (same_server and self.target.db == target.db)
+
+
+@dataclass(slots=True)
+class Blobs:
+    """Bytes that go along with a script, each once: an outcome is mostly stored and posted in the same turn."""
+
+    values: list[bytes] = field(default_factory=list)
+    _places: dict[int, int] = field(default_factory=dict)
+
+    def place(self, value: bytes) -> int:
+        """The position of these very bytes."""
+        at = self._places.get(id(value))
+        if at is None:
+            at = self._places[id(value)] = len(self.values)
+            self.values.append(value)
+        return at
+
+
+def settle_command(
+    base: str,
+    home: Home,
+    store: Sequence[Stored],
+    post: Sequence[Note] = (),
+    ack: tuple[str, Sequence[Token]] = ("", ()),
+) -> Command:
+    """Store, post and ack as one step; its reply are the positions of the refused records. `ack`: consumer, tokens."""
+    blobs = Blobs()
+    for record in store:
+        check_size(len(record.data), f"the outcome of {record.run}:{record.first}")
+    arguments = {
+        "store": [(s.run, s.first, s.count, blobs.place(s.data), s.count.bit_length()) for s in store],
+        "post": [(note.to, note.kind, blobs.place(note.body)) for note in post],
+        "me": ack[0],
+        "items": ack[1],
+        "out": home.base,
+        "expires": home.expires,
+    }
+    return script(SETTLE, base, arguments, *blobs.values)
+
+
+def check_size(size: int, what: str) -> None:
+    """PayloadTooLarge when Redis would hang up on it."""
+    if size > LARGEST_VALUE:
+        raise PayloadTooLarge(f"{what} has {size:,} bytes; a value in Redis may have {LARGEST_VALUE:,}")
+
+
+class RedisSettle:
+    """See Settle of the ports."""
+
+    def __init__(self, client: Client, base: str, home: Home, publish: Callable[[Sequence[Envelope]], None]) -> None:
+        self._client, self._base, self._home, self._publish = client, base, home, publish
+
+    def __call__(self, consumer: Consumer, turn: Turn) -> Sequence[Stored]:
+        if not isinstance(consumer, RedisConsumer):
+            raise TypeError("this settles deliveries of a Redis consumer only")
+        # Retries are rare, and none may be acked before it is confirmed to be back in its queue: its own round trip.
+        if turn.publish:
+            self._publish(turn.publish)
+        if not (turn.store or turn.post or turn.ack):
+            return []
+        ack = (consumer.name, [delivery.token for delivery in turn.ack])
+        refused = self._client.one(*settle_command(self._base, self._home, turn.store, turn.post, ack))
+        consumer.settled(turn.ack)
+        return [turn.store[position] for position in refused]
