@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import mmap
 import os
+import select
 import socket
 import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 
 from qnb.brokers.memory_bus import Gate
 
@@ -34,6 +37,7 @@ LOOK_SECONDS = 0.25  # how long a lost bell may cost
 _WAITING = b"\x01"
 
 
+@lru_cache(1000)
 def topic_of(kind: str, name: str) -> bytes:
     """The seven bytes that stand for a queue or a peer."""
     return hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=7).digest()
@@ -108,29 +112,33 @@ class SocketBell(Bell):
         self.socket, self.number, self.places = self._bells.place(self.topics)
         tail = self.number.to_bytes(4, "little")
         self._records = [topic + tail for topic in self.topics]
+        self.socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self.socket, select.POLLIN)
 
     def arm(self) -> None:
         board = self._bells.board
-        if any(board[at + 1 : at + 12] != record for at, record in zip(self.places, self._records, strict=True)):
-            self.socket.close()  # its file was cleaned away, and someone took the bell for dead
-            self._hang()
+        for at, record in zip(self.places, self._records, strict=True):
+            if board[at + 1 : at + 12] != record:
+                self.socket.close()  # its file was cleaned away, and someone took the bell for dead
+                self._hang()
+                break
         for at in self.places:
             board[at] = 1
 
     def disarm(self) -> bool:
-        board = self._bells.board
-        rung = any(not board[at] for at in self.places)
+        board, rung = self._bells.board, False
         for at in self.places:
+            rung = rung or not board[at]
             board[at] = 0
         return rung
 
     def wait(self, seconds: float) -> None:
-        with suppress(OSError):  # nothing came, or closed meanwhile
-            self.socket.settimeout(max(seconds, 0.0))
-            self.socket.recv(1)
-            self.socket.settimeout(0.0)
-            while True:
+        try:
+            if self._poll.poll(math.ceil(max(seconds, 0.0) * 1000)):
                 self.socket.recv(1)
+        except OSError:  # closed meanwhile
+            pass
 
     def patience(self, looks: int) -> float:
         return LOOK_SECONDS
@@ -150,6 +158,7 @@ class SocketBells(Bells):
     def __init__(self, path: str) -> None:
         if fcntl is None or not hasattr(socket, "AF_UNIX") or not hasattr(os, "getuid"):
             raise OSError(errno.ENOTSUP, "no Unix sockets here")
+        super().__init__()
         name = hashlib.blake2b(os.path.realpath(path).encode(), digest_size=6).hexdigest()
         self._folder = os.path.join(tempfile.gettempdir(), f"qnb-{os.getuid()}-{name}")
         with suppress(FileExistsError):
@@ -264,6 +273,8 @@ class SocketBells(Bells):
         return True
 
     def ring(self, topic: bytes, count: int = 1) -> None:
+        if self._own:
+            super().ring(topic)
         board, wanted = self.board, _WAITING + topic
         end = RECORD * (self._used() + 1)
         # A start that moves on spreads the work over those who wait.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +12,7 @@ from qnb.brokers.sqlite_bus import SqliteBus
 from qnb.brokers.sqlite_consumer import SqliteConsumer
 from qnb.brokers.sqlite_file import Database
 from qnb.brokers.sqlite_outcomes import OutcomeWriter
+from qnb.brokers.sqlite_queue import QueueTables
 from qnb.brokers.sqlite_schema import broker_statements, table_prefix
 from qnb.errors import PayloadTooLarge
 from qnb.features import Features, Limits, Support
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qnb.brokers.base import Consumer
 
 MESSAGE_BYTES = 512 * 1024 * 1024
-# A body up to this size stays in its message's row, which a claim writes anew; a larger one gets a row of its own.
-INLINE_BYTES = 2000
 
 
 class SqliteBroker:
@@ -56,8 +54,7 @@ class SqliteBroker:
         self._database = Database(self.path, broker_statements(self.prefix))
         self._bells = bells_for(str(self.path))
         self._bus = SqliteBus(self._database, self._bells, self.prefix)
-        self._name_queue = f"INSERT OR IGNORE INTO {self.prefix}queues(name, lease) VALUES(?, {DEFAULT_LEASE})"
-        self._insert = f"INSERT INTO {self.prefix}messages(queue, priority, due, body) VALUES(?, ?, ?, ?)"
+        self._tables = QueueTables(self.prefix)
 
     def declare(self, spec: QueueSpec) -> None:
         wanted = [(spec.lease,)]
@@ -74,32 +71,8 @@ class SqliteBroker:
             return
         _check_sizes(envelopes)
         with self._database.transaction as connection:
-            self._write(connection, envelopes)
+            self._tables.publish(connection, envelopes)
         self._ring(envelopes)
-
-    def _write(self, connection: sqlite3.Connection, envelopes: Sequence[Envelope]) -> None:
-        for name in {envelope.queue for envelope in envelopes}:
-            connection.execute(self._name_queue, (name,))
-        now = time.time()
-        rows = []
-        for envelope in envelopes:
-            due = now + envelope.delay if envelope.delay > 0 else None
-            if len(envelope.body) <= INLINE_BYTES:
-                rows.append((envelope.queue, envelope.priority, due, envelope.body))
-                continue
-            self._insert_rows(connection, rows)  # first what came before
-            rows = []
-            made = connection.execute(self._insert, (envelope.queue, envelope.priority, due, None))
-            connection.execute(
-                f"INSERT INTO {self.prefix}bodies(id, body) VALUES(?, ?)", (made.lastrowid, envelope.body)
-            )
-        self._insert_rows(connection, rows)
-
-    def _insert_rows(self, connection: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-        if len(rows) == 1:
-            connection.execute(self._insert, rows[0])
-        elif rows:
-            connection.executemany(self._insert, rows)
 
     def _ring(self, envelopes: Iterable[Envelope]) -> None:
         counts: dict[str, int] = {}
@@ -113,15 +86,12 @@ class SqliteBroker:
         marks = ", ".join("?" * len(names))
         declared = self._database.read(f"SELECT lease FROM {self.prefix}queues WHERE name IN ({marks})", names)
         lease = self._lease or min((row[0] for row in declared), default=DEFAULT_LEASE)
-        return SqliteConsumer(self._database, self._bells, self.prefix, names, max(1, prefetch), lease)
+        return SqliteConsumer(self._database, self._bells, self._tables, names, max(1, prefetch), lease)
 
     def depth(self, queue: str) -> int | None:
-        table = f"{self.prefix}messages"
-        ready = self._database.read(f"SELECT count(*) FROM {table} WHERE queue = ? AND due IS NULL", (queue,))
+        ready = self._database.read(f"SELECT count(*) FROM {self.prefix}ready WHERE queue = ?", (queue,))
         later = self._database.read(
-            f"SELECT count(*) FROM {table} INDEXED BY {table}_due "
-            "WHERE due IS NOT NULL AND queue = ? AND (token IS NULL OR due <= ?)",
-            (queue, time.time()),
+            f"SELECT count(*) FROM {self.prefix}later WHERE queue = ? AND (NOT held OR due <= ?)", (queue, time.time())
         )
         return int(ready[0][0]) + int(later[0][0])
 
@@ -131,16 +101,11 @@ class SqliteBroker:
 
     def purge(self, queue: str) -> int:
         with self._database.transaction as connection:
-            return connection.execute(
-                f"DELETE FROM {self.prefix}messages WHERE queue = ? AND (due IS NULL OR token IS NULL OR due <= ?)",
-                (queue, time.time()),
-            ).rowcount
+            return self._tables.purge(connection, queue)
 
     def remove(self, queue: str) -> None:
         with self._database.transaction as connection:
-            connection.execute(f"DELETE FROM {self.prefix}messages WHERE queue = ?", (queue,))
-            connection.execute(f"DELETE FROM {self.prefix}dead WHERE queue = ?", (queue,))
-            connection.execute(f"DELETE FROM {self.prefix}queues WHERE name = ?", (queue,))
+            self._tables.remove(connection, queue)
 
     def dead_letters(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
         rows = self._database.read(
@@ -165,10 +130,10 @@ class SqliteBroker:
                 _check_sizes(turn.publish)
             with self._database.transaction as connection:
                 if turn.publish:
-                    self._write(connection, turn.publish)
+                    self._tables.publish(connection, turn.publish)
                 refused = outcomes.write(connection, turn.store)
                 self._bus.write(connection, turn.post)
-                consumer.write_ack(connection, turn.ack)
+                self._tables.ack(connection, turn.ack)
             consumer.settled(turn.ack)
             self._ring(turn.publish)
             self._bus.ring(turn.post)

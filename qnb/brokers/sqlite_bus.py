@@ -17,7 +17,6 @@ ABANDONED_SECONDS = 600.0
 TOUCH_SECONDS = 60.0
 # Notes that are read are removed in bulk, when there are so many or when there is nothing else to do.
 FORGET_NOTES = 500
-FORGET_SECONDS = 0.2
 
 
 class SqliteBus:
@@ -28,7 +27,8 @@ class SqliteBus:
         self._bells = bells
         self._prefix = prefix
         self._insert = (
-            f"INSERT INTO {prefix}notes(peer, kind, body) SELECT ?1, ?2, ?3 "
+            f"INSERT INTO {prefix}notes(peer, id, kind, body) "
+            f"SELECT ?1, coalesce((SELECT max(id) FROM {prefix}notes WHERE peer = ?1), 0) + 1, ?2, ?3 "
             f"WHERE EXISTS (SELECT 1 FROM {prefix}peers WHERE peer = ?1)"
         )
 
@@ -77,13 +77,18 @@ class SqliteInbox:
         self._closed = False
         self._bell = bells.hang([topic_of("peer", peer)])
         with database.transaction as connection:
-            connection.execute(f"DELETE FROM {prefix}notes WHERE peer = ?", (peer,))
             self._sign_in(connection)
 
     def _sign_in(self, connection: sqlite3.Connection) -> None:
         """Say that this mailbox is read; clear away those that are not."""
         now = self._touched_at = time.time()
         tables = self._tables
+        known = connection.execute(
+            f"SELECT 1 FROM {tables}peers WHERE peer = ? AND mailbox = ?", (self.peer, self._mailbox)
+        ).fetchone()
+        if known is None:  # new, or swept while this process slept
+            connection.execute(f"DELETE FROM {tables}notes WHERE peer = ?", (self.peer,))
+            self._last = 0
         connection.execute(
             f"INSERT INTO {tables}peers(peer, mailbox, read_at) VALUES(?, ?, ?) "
             "ON CONFLICT(peer) DO UPDATE SET mailbox = excluded.mailbox, read_at = excluded.read_at",
@@ -96,40 +101,40 @@ class SqliteInbox:
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Note]:
         end = time.monotonic() + timeout
-        looks, armed = 0, False
+        looks, armed, look = 0, False, True
         try:
             while True:
-                notes = self._read(limit)
+                notes = self._read(limit) if look else []
                 now = time.monotonic()
                 if notes or self._woken or self._closed or now >= end:
                     self._woken = False
                     return notes
                 if not armed:
                     self._bell.arm()  # and look once more: a note may have come before anyone could ring for it
-                    armed = True
+                    armed = look = True
                     continue
                 self._bell.wait(min(end - now, self._bell.patience(looks)))
                 if self._bell.disarm():
-                    armed, looks = False, 0
+                    looks, armed, look = 0, False, True
                 else:
-                    looks += 1
                     self._bell.arm()
-                if self._unforgotten and looks:
-                    self._forget()
+                    looks, look = looks + 1, self._changed()
         finally:
-            if armed and self._bell.disarm():
-                self._seen = None
+            if armed:
+                self._bell.disarm()
+
+    def _changed(self) -> bool:
+        """Whether anyone has written since this was asked last: a bell may have got lost."""
+        if self._unforgotten:
+            self._forget()
+        seen, self._seen = self._seen, self._database.version()
+        return seen != self._seen
 
     def _read(self, limit: int) -> list[Note]:
         if time.time() - self._touched_at > TOUCH_SECONDS:
             with self._database.transaction as connection:
                 self._sign_in(connection)
-        seen = self._database.version()
-        if seen == self._seen:
-            return []
         rows = self._database.read(self._select, (self.peer, self._last, limit))
-        if len(rows) < limit:
-            self._seen = seen
         if not rows:
             return []
         self._last = rows[-1][0]
@@ -140,8 +145,8 @@ class SqliteInbox:
 
     def _forget(self) -> None:
         self._unforgotten = 0
-        with self._database.transaction as connection:
-            connection.execute(f"DELETE FROM {self._tables}notes WHERE peer = ? AND id <= ?", (self.peer, self._last))
+        with self._database.transaction as connection:  # the newest stays, so that the next one's number is higher
+            connection.execute(f"DELETE FROM {self._tables}notes WHERE peer = ? AND id < ?", (self.peer, self._last))
 
     def beat(self, info: bytes = b"") -> None:
         with self._database.transaction as connection:

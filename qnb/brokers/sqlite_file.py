@@ -79,20 +79,26 @@ class Transaction:
         try:
             connection = database.connection()
             if kind is None:
-                database.patiently(lambda: connection.execute("COMMIT"))
+                try:
+                    connection.execute("COMMIT")
+                except sqlite3.OperationalError:
+                    database.patiently(lambda: connection.execute("COMMIT"))
                 database.commits += 1
+                return
+            _roll_back(connection)
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, database.path, database.unavailable) from error
         except BaseException:
-            with suppress(Exception):
-                connection.execute("ROLLBACK")
+            _roll_back(connection)
             raise
-        else:
-            if kind is not None:
-                with suppress(sqlite3.Error):  # a full disk has rolled back already
-                    connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise translate(error, database.path, database.unavailable) from error
         finally:
             database.lock.release()
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # a full disk has rolled back already
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 class Database:
@@ -166,7 +172,10 @@ class Database:
         """The rows of one statement, outside of any transaction."""
         with self.lock:
             connection = self.connection()
-            return self.patiently(lambda: connection.execute(statement, values).fetchall())
+            try:
+                return connection.execute(statement, values).fetchall()
+            except sqlite3.Error:
+                return self.patiently(lambda: connection.execute(statement, values).fetchall())
 
     def version(self) -> tuple[int, int]:
         """Differs from an earlier one when anyone has written since."""

@@ -55,22 +55,22 @@ BACKEND_TABLES: dict[str, tuple[tuple[tuple[str, str, bool], ...], tuple[str, ..
     ),
 }
 
-# A message is ready while `due` is null; else that is when its delay or lease is over. `token` says whose lease it
-# is. A large body has a row of its own, which a claim does not touch.
+# `ready` is what can be taken now, in the order in which it is taken (rank = -priority; ids grow with time). `later` is
+# what falls due: delayed messages, and those on a lease (`held`), by when that is over. A message is one row in one of
+# the two, and (due, id) names a lease. A large body has a row of its own, which taking and extending do not touch.
+# `notes` are numbered by mailbox.
 _BROKER_TABLES = """
-CREATE TABLE IF NOT EXISTS {p}messages(
-  id INTEGER PRIMARY KEY, queue TEXT NOT NULL, priority INTEGER NOT NULL, deliveries INTEGER NOT NULL DEFAULT 0,
-  due REAL, token INTEGER, body BLOB);
-CREATE INDEX IF NOT EXISTS {p}messages_ready ON {p}messages(queue, priority DESC, id) WHERE due IS NULL;
-CREATE INDEX IF NOT EXISTS {p}messages_due ON {p}messages(due) WHERE due IS NOT NULL;
+CREATE TABLE IF NOT EXISTS {p}ready(
+  queue TEXT NOT NULL, rank INTEGER NOT NULL, id INTEGER NOT NULL, deliveries INTEGER NOT NULL, body BLOB,
+  PRIMARY KEY(queue, rank, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS {p}later(
+  due REAL NOT NULL, id INTEGER NOT NULL, held INTEGER NOT NULL, queue TEXT NOT NULL, rank INTEGER NOT NULL,
+  deliveries INTEGER NOT NULL, body BLOB, PRIMARY KEY(due, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS {p}bodies(id INTEGER PRIMARY KEY, body BLOB NOT NULL);
-CREATE TRIGGER IF NOT EXISTS {p}messages_gone AFTER DELETE ON {p}messages WHEN old.body IS NULL
-  BEGIN DELETE FROM {p}bodies WHERE id = old.id; END;
 CREATE TABLE IF NOT EXISTS {p}dead(id INTEGER PRIMARY KEY, queue TEXT NOT NULL, reason TEXT NOT NULL, body BLOB);
 CREATE INDEX IF NOT EXISTS {p}dead_queue ON {p}dead(queue);
 CREATE TABLE IF NOT EXISTS {p}notes(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, peer TEXT NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS {p}notes_peer ON {p}notes(peer);
+  peer TEXT NOT NULL, id INTEGER NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY(peer, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS {p}peers(
   peer TEXT PRIMARY KEY, mailbox INTEGER NOT NULL, read_at REAL NOT NULL, present_until REAL NOT NULL DEFAULT 0,
   info BLOB NOT NULL DEFAULT x'') WITHOUT ROWID;
