@@ -21,7 +21,7 @@ class _Loaded:
 _loaded: dict[int, _Loaded] = {}
 
 
-def load_ipython_extension(shell: Any) -> None:
+def load(shell: Any) -> None:
     """Given the InteractiveShell, by `%load_ext qnb`; loading twice is loading once."""
     if id(shell) in _loaded:
         return
@@ -34,7 +34,7 @@ def load_ipython_extension(shell: Any) -> None:
     _loaded[id(shell)] = before
 
 
-def unload_ipython_extension(shell: Any) -> None:
+def unload(shell: Any) -> None:
     """By `%unload_ext qnb`. Sessions and the views of batches go on."""
     before = _loaded.pop(id(shell), None)
     if before is None:

@@ -103,12 +103,19 @@ def _current() -> Session | None:
 
 def status_text(session: Session) -> str:
     """The session in four lines."""
-    alive = len(session.workers)
+    workers = list(session.workers)
+    lanes = sum(int(worker.get("concurrency", 1)) for worker in workers)
+    if workers:
+        running = f"{len(workers)}, with {lanes} {'process' if lanes == 1 else 'processes'} in all"
+    elif session._workers is not None:
+        running = "starting"
+    else:
+        running = f"none: start one with  qnb worker {session.broker_url}"
     lines = {
         "broker": session.broker_url,
         "backend": session.backend_url,
         "queue": session.queue,
-        "workers": f"{alive} alive" if alive else f"none: start one with  qnb worker {session.broker_url}",
+        "workers": running,
     }
     return "\n".join(f"{name:<9}{value}" for name, value in lines.items())
 

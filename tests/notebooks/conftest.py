@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.notebooks.kernel import Kernel, start_kernel
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """One kernel for the tests of a file: each uses batches of its own."""
+    with start_kernel(tmp_path_factory.mktemp("kernel")) as kernel:
+        kernel.run("import threading, time\nfrom tests.notebooks.fake_batch import FakeBatch")
+        yield kernel
+
+
+@pytest.fixture
+def kernel(shared_kernel: Kernel) -> Kernel:
+    """The shared kernel, with nothing left to hear."""
+    shared_kernel.listen(0.1)
+    shared_kernel.heard.clear()
+    return shared_kernel
+
+
+@pytest.fixture
+def fresh_kernel(tmp_path: Path) -> Iterator[Kernel]:
+    """A kernel that the test may end."""
+    with start_kernel(tmp_path) as kernel:
+        kernel.run("import threading, time\nfrom tests.notebooks.fake_batch import FakeBatch")
+        yield kernel
