@@ -26,11 +26,15 @@ T = TypeVar("T")
 class Signer:
     """Seals and unseals with one key. Its repr names the key's id, never the key."""
 
-    __slots__ = ("_head", "_key")
+    __slots__ = ("_head", "_inner", "_outer")
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
         self._head = _HEAD + hashlib.sha256(b"qnb key id" + key).digest()[:4]
+        # HMAC by its definition, with both key blocks hashed once: half the time of hmac.digest for a small message,
+        # and no copy of a large one.
+        block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
     def __repr__(self) -> str:
         return f"<Signer key id {self.key_id}>"
@@ -43,7 +47,14 @@ class Signer:
     def seal(self, purpose: bytes, body: bytes) -> bytes:
         """The body with its header and MAC in front."""
         head = self._head + purpose
-        return b"".join((head, hmac.digest(self._key, head + body, "sha256"), body))
+        return b"".join((head, self._mac(head, body), body))
+
+    def _mac(self, head: bytes, body: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(head)
+        inner.update(body)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def unseal(self, purpose: bytes, data: bytes) -> bytes:
         """The body, once its MAC is seen to hold; BadMessage or BadSignature otherwise."""
@@ -61,7 +72,7 @@ class Signer:
             )
         if head[6:] != purpose:
             raise BadSignature(f"sealed for purpose {head[6:]!r}, not {purpose!r}: refused")
-        if not hmac.compare_digest(data[7:_BODY], hmac.digest(self._key, head + body, "sha256")):
+        if not hmac.compare_digest(data[7:_BODY], self._mac(head, body)):
             raise BadSignature("the signature does not hold: the message was changed on the way, and is not opened")
         return body
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 READ_SECONDS = 0.25
 QUIET_SECONDS = 0.005
+AWAKE_SECONDS = 0.05
 SWEEP_SECONDS = 5.0
 
 
@@ -49,9 +50,9 @@ class Collector:
         self.listening = 0  # how many want events or replies: reason to read without pending calls
         self.pending = 0
         self._reader = threading.Lock()
-        self._waiters = 0
         self._count = threading.Lock()
         self._work = threading.Event()
+        self._dozing = False
         self._backlog: deque[Note] = deque()
         self._last_note = self._last_sweep = self._last_direct = time.monotonic()
         self._closed = False
@@ -65,7 +66,7 @@ class Collector:
                 self._last_note = self._last_sweep = time.monotonic()
             self.sinks[sink.run] = sink
             self.pending += calls
-        if not self._work.is_set():
+        if self._dozing:
             self._work.set()
 
     def settled(self, calls: int) -> None:
@@ -80,8 +81,6 @@ class Collector:
     def wait(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
         """Wait until `done()`; False when it is not after `timeout` seconds. `condition` is notified of changes."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._count:
-            self._waiters += 1
         try:
             while not done():
                 left = READ_SECONDS if deadline is None else min(READ_SECONDS, deadline - time.monotonic())
@@ -99,9 +98,7 @@ class Collector:
                             condition.wait(min(left, 0.05))
             return True
         finally:
-            with self._count:
-                self._waiters -= 1
-                self._last_direct = time.monotonic()
+            self._last_direct = time.monotonic()
 
     def close(self) -> None:
         """Stop reading."""
@@ -113,24 +110,29 @@ class Collector:
     # -----------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        used = time.monotonic()
         while not self._closed:
+            now = time.monotonic()
+            if self.pending or self.listening:
+                used = now
+            # Awake for a while after the last call, so that a submit need not wake it: that costs more than looking.
+            self._dozing = now - used > AWAKE_SECONDS
             if not self.pending and not self.listening:
+                self._work.wait(None if self._dozing else QUIET_SECONDS)
                 self._work.clear()
-                if not self.pending and not self.listening and not self._closed:
-                    self._work.wait()
-                continue
-            quiet = time.monotonic() - self._last_direct
-            if self._waiters == 1 or quiet < QUIET_SECONDS:
-                # One who waits reads for himself. Several share: whoever is first reads, or this thread does.
-                time.sleep(QUIET_SECONDS)
-                if self._waiters == 1 and self._reader.locked():
-                    continue
-            with self._reader:
-                try:
-                    self._pump(READ_SECONDS)
-                except QnbError as error:
-                    log.warning("cannot read outcomes, trying on: %s", error)
-                    time.sleep(0.5)
+            elif self._reader.locked() or now - self._last_direct < QUIET_SECONDS:
+                # One who waits reads for himself; this thread takes over when he has what he waited for.
+                self._work.wait(QUIET_SECONDS)
+            else:
+                self._read()
+
+    def _read(self) -> None:
+        with self._reader:
+            try:
+                self._pump(READ_SECONDS)
+            except QnbError as error:
+                log.warning("cannot read outcomes, trying on: %s", error)
+                self._work.wait(0.5)
 
     def _pump(self, timeout: float) -> None:
         """Read once and take in what came. Only the holder of `_reader` does."""

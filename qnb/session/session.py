@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SESSION_PREFIX = "s."
-FLUSH_SECONDS = 0.001
+FLUSH_SECONDS = 0.002
+AWAKE_SECONDS = 0.05
 _STREAMS = 256
 _current: weakref.ref[Session] | None = None
 
@@ -101,7 +103,10 @@ class Session(concurrent.futures.Executor):
         self._numbers = itertools.count()
         self._streams: dict[tuple[bytes, TaskOptions], Stream] = {}
         self._lock = threading.Lock()
-        self._dirty = threading.Event()
+        self.waiting: deque[Stream] = deque()  # streams with calls to be sent
+        self._dirty = False
+        self._dozing = False
+        self._alarm = threading.Event()
         self._sending = threading.Lock()
         self._workers: Any = None
         embedded = self.broker.scheme in ("sqlite", "memory")
@@ -156,10 +161,11 @@ class Session(concurrent.futures.Executor):
         stream = self._stream(self._shipper.ship(function), options)
         future, waiting = stream.add(dumps((args, kwargs)))
         self.collector.expect(stream, 1)
+        self._dirty = True
         if waiting >= FRAME_BYTES:
             self.flush()
-        elif not self._dirty.is_set():
-            self._dirty.set()
+        elif self._dozing:
+            self._alarm.set()
         return future
 
     def map(  # type: ignore[override]
@@ -279,33 +285,36 @@ class Session(concurrent.futures.Executor):
 
     def flush(self) -> None:
         """Send every submit that still waits for company."""
-        if not self._dirty.is_set():
+        if not self._dirty:
             return
-        self._dirty.clear()
-        with self._lock:
-            streams = list(self._streams.values())
-        for stream in streams:
-            frames = stream.take(self.sizes.stream(stream.function))
-            if frames:
+        self._dirty = False
+        while self.waiting:
+            stream = self.waiting.popleft()
+            if frames := stream.take(self.sizes.stream(stream.function)):
                 self.publisher.publish(frames, stream.options.queue or self.queue, stream.options.delay)
 
     def _run_flusher(self, embedded: bool) -> None:
-        beaten = time.monotonic()
+        """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
+        used = beaten = time.monotonic()
         while not self.closed:
-            self._dirty.wait(1.0)
             try:
-                if self._dirty.is_set():
-                    time.sleep(FLUSH_SECONDS)  # so that a loop of submits travels together
+                if self._dirty:
                     self.flush()
+                    used = time.monotonic()
                 if self.publisher.unsent:
-                    time.sleep(0.5)
+                    self._alarm.wait(0.5)
                     self.publisher.retry()
                 if embedded and time.monotonic() - beaten > 0.9:
                     beaten = time.monotonic()
                     self.inbox.beat()
             except QnbError as error:
                 log.warning("session %s: %s", self.name, error)
-                time.sleep(0.5)
+                self._alarm.wait(0.5)
+            # Awake while there are submits, so that a submit need not wake it: that would cost more than sending.
+            self._dozing = time.monotonic() - used > AWAKE_SECONDS
+            if not self._dirty or not self._dozing:
+                self._alarm.wait(1.0 if self._dozing else FLUSH_SECONDS)
+            self._alarm.clear()
 
     def _stream(self, function: Function, options: TaskOptions) -> Stream:
         key = (function.hash, options)
@@ -375,7 +384,6 @@ class Session(concurrent.futures.Executor):
         """As in concurrent.futures: nothing more is taken; with `wait`, returns when all calls are over."""
         if self.closed:
             return
-        self._dirty.set()
         self.flush()
         if cancel_futures:
             sinks: list[Any] = list(self.collector.sinks.values())
@@ -395,11 +403,10 @@ class Session(concurrent.futures.Executor):
         if self.closed:
             return
         try:
-            self._dirty.set()
             self.flush()
         finally:
             self.closed = True
-            self._dirty.set()
+            self._alarm.set()
         if self.publisher.unsent:
             warnings.warn(f"{self.publisher.unsent} messages could not be sent: the broker is away", stacklevel=2)
             self.publisher.give_up(QnbError("the session was closed before the broker came back"))

@@ -42,6 +42,8 @@ class Stream:
             self._next = index + 1
             future = self.pending[index] = Future(self, index)
             buffer = self._buffer
+            if not buffer:
+                self.session.waiting.append(self)
             buffer.append(call)
             self._bytes += len(call)
             # 256 calls count as full, however small.

@@ -29,6 +29,7 @@ from qnb.worker.protocol import Welcome
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.05
+AWAKE_SECONDS = 2.0
 WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
 
 
@@ -66,7 +67,7 @@ class Worker:
         self._poke.setblocking(False)
         self._actions: deque[act.Action] = deque()
         self._next_lane = 0
-        self._closing = self._cold = False
+        self._closing = self._cold = self._dozing = False
         self._last_work = time.monotonic()
         for queue in options.queues:
             broker.declare(QueueSpec(queue))
@@ -170,9 +171,14 @@ class Worker:
     # Settle --------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
+        worked = 0.0
         while True:
+            now = time.monotonic()
             busy = self.logic.busy or self._closing
-            ready = self._selector.select(TICK_SECONDS if busy else None)
+            worked = now if busy else worked
+            # Awake for a while after work: then whoever deals need not ring, which would cost more than looking.
+            self._dozing = now - worked > AWAKE_SECONDS
+            ready = self._selector.select(None if self._dozing and not self.logic.busy else TICK_SECONDS)
             with self._lock:
                 for key, _ in ready:
                     if key.data is None:
@@ -233,8 +239,8 @@ class Worker:
                     self._spawn(action.is_async)
                 else:
                     self._actions.append(action)
-                    later = True
-        if later or any(isinstance(a, act.Deal) for a in actions):
+                    later = threading.current_thread() is not self._threads[1]
+        if later or self._dozing:
             self._ring()
 
     def _spawn(self, is_async: bool) -> None:
