@@ -55,6 +55,8 @@ class SqliteBroker:
         self._bells = bells_for(str(self.path))
         self._bus = SqliteBus(self._database, self._bells, self.prefix)
         self._tables = QueueTables(self.prefix)
+        self._consumers: list[SqliteConsumer] = []
+        self._closed = False
 
     def declare(self, spec: QueueSpec) -> None:
         wanted = [(spec.lease,)]
@@ -86,7 +88,9 @@ class SqliteBroker:
         marks = ", ".join("?" * len(names))
         declared = self._database.read(f"SELECT lease FROM {self.prefix}queues WHERE name IN ({marks})", names)
         lease = self._lease or min((row[0] for row in declared), default=DEFAULT_LEASE)
-        return SqliteConsumer(self._database, self._bells, self._tables, names, max(1, prefetch), lease)
+        made = SqliteConsumer(self._database, self._bells, self._tables, names, max(1, prefetch), lease)
+        self._consumers = [*(each for each in self._consumers if not each.closed), made]
+        return made
 
     def depth(self, queue: str) -> int | None:
         ready = self._database.read(f"SELECT count(*) FROM {self.prefix}ready WHERE queue = ?", (queue,))
@@ -142,6 +146,12 @@ class SqliteBroker:
         return settle
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for consumer in self._consumers:
+            consumer.close()
+        self._bus.close()
         self._database.close()
         self._bells.close()
 

@@ -26,6 +26,7 @@ class SqliteBus:
         self._database = database
         self._bells = bells
         self._prefix = prefix
+        self._inboxes: list[SqliteInbox] = []
         self._insert = (
             f"INSERT INTO {prefix}notes(peer, id, kind, body) "
             f"SELECT ?1, coalesce((SELECT max(id) FROM {prefix}notes WHERE peer = ?1), 0) + 1, ?2, ?3 "
@@ -33,7 +34,9 @@ class SqliteBus:
         )
 
     def join(self, peer: str) -> SqliteInbox:
-        return SqliteInbox(self._database, self._bells, self._prefix, peer)
+        inbox = SqliteInbox(self._database, self._bells, self._prefix, peer)
+        self._inboxes = [*(each for each in self._inboxes if not each.closed), inbox]
+        return inbox
 
     def post_many(self, notes: Sequence[Note]) -> None:
         if notes:
@@ -59,6 +62,11 @@ class SqliteBus:
         )
         return [Presence(peer, info) for peer, info in rows if peer.startswith(prefix)]
 
+    def close(self) -> None:
+        """Leave as every peer that joined here."""
+        for inbox in self._inboxes:
+            inbox.close()
+
 
 class SqliteInbox:
     """The mailbox of one peer. Notes are read without a lock on the file, and removed later."""
@@ -74,7 +82,7 @@ class SqliteInbox:
         self._touched_at = 0.0
         self._seen: tuple[int, int] | None = None
         self._woken = False
-        self._closed = False
+        self.closed = False
         self._bell = bells.hang([topic_of("peer", peer)])
         with database.transaction as connection:
             self._sign_in(connection)
@@ -106,7 +114,7 @@ class SqliteInbox:
             while True:
                 notes = self._read(limit) if look else []
                 now = time.monotonic()
-                if notes or self._woken or self._closed or now >= end:
+                if notes or self._woken or self.closed or now >= end:
                     self._woken = False
                     return notes
                 if not armed:
@@ -154,7 +162,7 @@ class SqliteInbox:
                 f"UPDATE {self._tables}peers SET present_until = ?, info = ? WHERE peer = ? AND mailbox = ?",
                 (time.time() + PRESENCE_SECONDS, info, self.peer, self._mailbox),
             )
-            if not done.rowcount and not self._closed:
+            if not done.rowcount and not self.closed:
                 self._touched_at = 0.0  # swept while this process slept: the next read signs in anew
 
     def wake(self) -> None:
@@ -162,9 +170,9 @@ class SqliteInbox:
         self._bell.wake()
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._bell.wake()
         with self._database.transaction as connection:
             gone = connection.execute(

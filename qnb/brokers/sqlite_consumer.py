@@ -37,13 +37,13 @@ class SqliteConsumer:
         self._promote_at = 0.0
         self._full = False
         self._woken = False
-        self._closed = False
+        self.closed = False
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Delivery]:
         end = time.monotonic() + timeout
         looks, armed = 0, False
         try:
-            while not self._closed:
+            while not self.closed:
                 room = min(limit, self._room())
                 taken = self._take(room) if room > 0 else []
                 now = time.monotonic()
@@ -163,9 +163,9 @@ class SqliteConsumer:
         self._bell.wake()
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._bell.wake()
         with self._lock:
             held = list(self._held.values())

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from qnb.brokers.sqlite_schema import extents_of, round_expiry
+from qnb.brokers.sqlite_schema import extents_of, round_expiry, sweep_statements
 from qnb.message import Stored
 
 SWEEP_SECONDS = 60.0
@@ -21,7 +21,7 @@ class OutcomeWriter:
             f"INSERT OR IGNORE INTO {prefix}outcomes(run, first, count, expires_at, data) VALUES(?, ?, ?, ?, ?)"
         )
         self._extent = f"INSERT OR IGNORE INTO {prefix}extents(run, width, expires_at) VALUES(?, ?, ?)"
-        self._prefix = prefix
+        self._sweep = sweep_statements(prefix)
         self._sweep_at = time.monotonic() + SWEEP_SECONDS
 
     def write(self, connection: sqlite3.Connection, records: Sequence[Stored]) -> list[Stored]:
@@ -32,7 +32,8 @@ class OutcomeWriter:
         until = round_expiry(now, self._expires)
         if time.monotonic() > self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
-            sweep(connection, self._prefix, now)
+            for statement in self._sweep:
+                connection.execute(statement, {"now": now})
         for extent in extents_of(records, until):
             connection.execute(self._extent, extent)
         return [
@@ -42,14 +43,3 @@ class OutcomeWriter:
                 self._insert, (record.run, record.first, record.count, until, record.data)
             ).rowcount
         ]
-
-
-def sweep(connection: sqlite3.Connection, prefix: str, now: float) -> None:
-    """Drop what has expired. Only the rows of runs in which something has are looked at."""
-    expired = connection.execute(f"SELECT DISTINCT run FROM {prefix}extents WHERE expires_at <= ?", (now,)).fetchall()
-    for table in ("outcomes", "extents"):
-        connection.executemany(
-            f"DELETE FROM {prefix}{table} WHERE run = ? AND expires_at <= ?", [(run, now) for (run,) in expired]
-        )
-    for table in ("runs", "blobs", "revocations"):
-        connection.execute(f"DELETE FROM {prefix}{table} WHERE expires_at <= ?", (now,))

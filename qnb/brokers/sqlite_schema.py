@@ -43,7 +43,7 @@ BACKEND_TABLES: dict[str, tuple[tuple[tuple[str, str, bool], ...], tuple[str, ..
         ),
         ("run",),
     ),
-    "blobs": ((("key", "text", False), ("expires_at", "real", False), ("data", "blob", False)), ("key",)),
+    "blobs": ((("name", "text", False), ("expires_at", "real", False), ("data", "blob", False)), ("name",)),
     "revocations": (
         (
             ("run", "text", False),
@@ -114,3 +114,10 @@ def round_expiry(now: float, expires: float) -> float:
 def extents_of(records: Sequence[Stored], expires_at: float) -> set[tuple[str, int, float]]:
     """The rows of `extents` that records need."""
     return {(record.run, 1 << max(record.count - 1, 0).bit_length(), expires_at) for record in records}
+
+
+def sweep_statements(prefix: str) -> list[str]:
+    """What drops the expired as of `:now`, in any SQL. Of outcomes only runs in which something has are looked at."""
+    outcomes = f"run IN (SELECT run FROM {prefix}extents WHERE expires_at <= :now) AND expires_at <= :now"
+    rest = [f"DELETE FROM {prefix}{name} WHERE expires_at <= :now" for name in BACKEND_TABLES if name != "outcomes"]
+    return [f"DELETE FROM {prefix}outcomes WHERE {outcomes}", *rest]
