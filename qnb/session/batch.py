@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _RATE_SECONDS = 5.0
 _RECENT = 64
+_NOT_OVER = re.compile(b"[%s]+" % re.escape(bytes(range(DONE))))
 
 
 class Batch:
@@ -333,7 +335,7 @@ class Batch:
         """Spans of calls without an outcome."""
         if self.over:
             return []
-        return spans_of([i for i, state in enumerate(self.data.states) if state < DONE])
+        return [(m.start(), m.end() - m.start()) for m in _NOT_OVER.finditer(self.data.states)]
 
     def _changed(self, spans: list[tuple[int, int]], indices: Sequence[int] = ()) -> None:
         now = time.monotonic()

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 READ_SECONDS = 0.25
 QUIET_SECONDS = 0.005
 AWAKE_SECONDS = 0.05
-SWEEP_SECONDS = 5.0
+SWEEP_SECONDS = 2.0
+SWEEP_MAX_SECONDS = 30.0
 
 
 class Sink(Protocol):
@@ -35,13 +36,16 @@ class Sink(Protocol):
     def absorb(self, outcomes: Outcomes) -> int: ...
     def progress(self, progress: Progress) -> None: ...
     def missing(self) -> list[tuple[int, int]]: ...
+    def cancelled(self, first: int, count: int) -> int: ...
+    def fail(self, first: int, count: int, error: BaseException) -> int: ...
 
 
 class Collector:
     """Reads one session's inbox."""
 
-    def __init__(self, inbox: Inbox, backend: Backend, signer: Signer) -> None:
+    def __init__(self, inbox: Inbox, backend: Backend, signer: Signer, on_silence: Callable[[], None]) -> None:
         self.inbox = inbox
+        self._on_silence = on_silence
         self.backend = backend
         self.signer = signer
         self.sinks: dict[str, Sink] = {}
@@ -53,6 +57,7 @@ class Collector:
         self._count = threading.Lock()
         self._work = threading.Event()
         self._dozing = False
+        self._sweep_after = SWEEP_SECONDS
         self._backlog: deque[Note] = deque()
         self._last_note = self._last_sweep = self._last_direct = time.monotonic()
         self._closed = False
@@ -64,6 +69,7 @@ class Collector:
         with self._count:
             if not self.pending:
                 self._last_note = self._last_sweep = time.monotonic()
+                self._sweep_after = SWEEP_SECONDS
             self.sinks[sink.run] = sink
             self.pending += calls
         if self._dozing:
@@ -141,14 +147,18 @@ class Collector:
             backlog.extend(self.inbox.receive_many(1000, timeout))
         if backlog:
             self._last_note = time.monotonic()
+            self._sweep_after = SWEEP_SECONDS
         while backlog:
             # Popped only when done with: a Ctrl-C in between leads to a second look, not to a loss.
             self._take(backlog[0])
             backlog.popleft()
         now = time.monotonic()
-        if self.pending and now - max(self._last_note, self._last_sweep) > SWEEP_SECONDS:
+        if self.pending and now - max(self._last_note, self._last_sweep) > self._sweep_after:
             self._last_sweep = now
+            self._sweep_after = min(SWEEP_MAX_SECONDS, 2 * self._sweep_after)
             self.sweep()
+            if self.pending:
+                self._on_silence()
 
     def _take(self, note: Note) -> None:
         try:

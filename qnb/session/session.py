@@ -21,8 +21,8 @@ from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.payloads import encode_columns, is_plain
 from qnb.codec.pickling import dumps, ship_module
-from qnb.codec.signing import Signer
-from qnb.errors import ConfigurationError, QnbError
+from qnb.codec.signing import Signer, decode
+from qnb.errors import BadSignature, ConfigurationError, QnbError
 from qnb.message import DEFAULT_QUEUE, Frame, Function, task_id
 from qnb.session import local
 from qnb.session.batch import Batch
@@ -81,7 +81,7 @@ class Session(concurrent.futures.Executor):
         url = settings.absolute_url(settings.broker_url(broker))
         backend_url = settings.absolute_url(settings.backend_url(backend) or registry.partner_url(url))
         secret = settings.load_key(key)
-        self.closed = False
+        self.closed = self._shut = self._told = False
         self.queue = queue
         self.on_interrupt = on_interrupt
         self.id = secrets.token_hex(5)
@@ -96,7 +96,7 @@ class Session(concurrent.futures.Executor):
             raise
         self.bus = self.broker.bus()
         self.inbox = self.bus.join(self.peer)
-        self.collector = Collector(self.inbox, self.backend, self.signer)
+        self.collector = Collector(self.inbox, self.backend, self.signer, self._look_for_workers)
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
         self._shipper = Shipper()
@@ -156,7 +156,7 @@ class Session(concurrent.futures.Executor):
         self, function: Callable[..., Any], options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future:
         """`submit` with options."""
-        if self.closed:
+        if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
         stream = self._stream(self._shipper.ship(function), options)
         future, waiting = stream.add(dumps((args, kwargs)))
@@ -209,7 +209,7 @@ class Session(concurrent.futures.Executor):
         timeout: float | None,
         chunksize: int | None,
     ) -> Batch:
-        if self.closed:
+        if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
         options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
         function = fn.function if isinstance(fn, Task) else fn
@@ -335,6 +335,27 @@ class Session(concurrent.futures.Executor):
         if sink is not None:
             self.collector.settled(sink.fail(frame.first, frame.count, error))
 
+    def _look_for_workers(self) -> None:
+        """Nothing has been heard for a while: say why, where that can be seen."""
+        peers = [decode(peer.info, dict) if peer.info else {} for peer in self.bus.peers("w.")]
+        queues = {queue for info in peers for queue in info.get("queues", ())}
+        keys = {info.get("key_id") for info in peers}
+        if peers and self.signer.key_id not in keys:
+            error = BadSignature(
+                f"the workers on {self.broker_url} have key {', '.join(map(str, sorted(keys)))}, this session has key "
+                f"{self.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"
+            )
+            for sink in list(self.collector.sinks.values()):
+                for first, count in sink.missing():
+                    self.collector.settled(sink.fail(first, count, error))
+        elif not self._told and (not peers or self.queue not in queues):
+            self._told = True
+            served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""
+            log.warning(
+                "%d calls wait, and no worker serves queue %r of %s%s: start one with `qnb worker URL`",
+                self.collector.pending, self.queue, self.broker_url, served,
+            )  # fmt: skip
+
     # Waiting -------------------------------------------------------------------------------------------------
 
     def wait_for(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
@@ -384,6 +405,7 @@ class Session(concurrent.futures.Executor):
         """As in concurrent.futures: nothing more is taken; with `wait`, returns when all calls are over."""
         if self.closed:
             return
+        self._shut = True
         self.flush()
         if cancel_futures:
             sinks: list[Any] = list(self.collector.sinks.values())
@@ -391,29 +413,34 @@ class Session(concurrent.futures.Executor):
             if spans:
                 self.cancel_calls(spans)
         if wait:
-            condition = threading.Condition()
-            self.collector.wait(lambda: self.collector.pending <= 0, condition, None)
-        if wait or not self.collector.pending:
-            self.close()
+            self._finish()
         else:
-            self.closed_to_submits = True
+            threading.Thread(target=self._finish, name="qnb-shutdown", daemon=True).start()
+
+    def _finish(self) -> None:
+        self.collector.wait(lambda: self.collector.pending <= 0, threading.Condition(), None)
+        self.close()
 
     def close(self) -> None:
         """Leave: submits are sent, local workers finish what runs and end. What is queued at a broker stays there."""
-        if self.closed:
-            return
+        self._leave()
+        if self._workers is not None:
+            self._workers.stop()
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self.closed:
+                return
+            self._shut = self.closed = True
         try:
             self.flush()
         finally:
-            self.closed = True
             self._alarm.set()
         if self.publisher.unsent:
             warnings.warn(f"{self.publisher.unsent} messages could not be sent: the broker is away", stacklevel=2)
             self.publisher.give_up(QnbError("the session was closed before the broker came back"))
         self._flusher.join(5.0)
         self.collector.close()
-        if self._workers is not None:
-            self._workers.stop()
         self.inbox.close()
         self.backend.close()
         self.broker.close()
@@ -422,8 +449,7 @@ class Session(concurrent.futures.Executor):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.shutdown(wait=error[0] is None)
-        self.close()
+        self.shutdown(wait=True)
 
 
 _DEFAULTS = TaskOptions()
@@ -432,4 +458,4 @@ _DEFAULTS = TaskOptions()
 def _close_at_exit(reference: weakref.ref[Session]) -> None:
     session = reference()
     if session is not None and not session.closed:
-        session.close()
+        session._leave()  # the run outlives the kernel: local workers finish it, and end by themselves
