@@ -30,6 +30,10 @@ T = TypeVar("T")
 Unavailable = type[BrokerUnavailable] | type[BackendUnavailable]
 
 
+def _is_busy(error: sqlite3.Error) -> bool:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _BUSY
+
+
 def translate(error: sqlite3.Error, path: Path, unavailable: Unavailable = BrokerUnavailable) -> QnbError:
     """SQLite's error as one of ours, with the file and the remedy."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -67,13 +71,16 @@ class Transaction:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError:
                 database.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+            except BaseException:  # Ctrl-C: nobody else could write if this stayed begun
+                _roll_back(connection)
+                raise
         except BaseException:
             database.lock.release()
             raise
         return connection
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, cause: BaseException | None, trace: TracebackType | None
     ) -> None:
         database = self._database
         try:
@@ -81,13 +88,15 @@ class Transaction:
             if kind is None:
                 try:
                     connection.execute("COMMIT")
-                except sqlite3.OperationalError:
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):  # what a full disk refuses is rolled back: there is nothing to try again
+                        raise translate(error, database.path, database.unavailable) from error
                     database.patiently(lambda: connection.execute("COMMIT"))
                 database.commits += 1
                 return
             _roll_back(connection)
-            if isinstance(error, sqlite3.Error):
-                raise translate(error, database.path, database.unavailable) from error
+            if isinstance(cause, sqlite3.Error):
+                raise translate(cause, database.path, database.unavailable) from cause
         except BaseException:
             _roll_back(connection)
             raise
@@ -136,8 +145,9 @@ class Database:
     def _use_log(self, connection: sqlite3.Connection) -> None:
         try:
             mode = self.patiently(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
-        except StorageFull as error:
-            if "readonly" in str(error.__cause__):
+        except StorageFull as error:  # the memory that the log shares between processes cannot be had
+            code = getattr(error.__cause__, "sqlite_errorcode", None) or 0
+            if code & 0xFF != sqlite3.SQLITE_IOERR:
                 raise
             mode = str(error.__cause__)
         if mode != "wal":
@@ -162,8 +172,7 @@ class Database:
             try:
                 return action()
             except sqlite3.Error as error:
-                busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _BUSY
-                if not busy or time.monotonic() > end:
+                if not _is_busy(error) or time.monotonic() > end:
                     raise translate(error, self.path, self.unavailable) from error
             time.sleep(pause)
             pause = min(pause * 1.3, 0.005)

@@ -298,6 +298,25 @@ def test_a_full_disk_says_so_and_loses_nothing(broker: SqliteBroker) -> None:
     assert broker.depth("q") == 2
 
 
+def test_a_commit_that_finds_the_disk_full_says_so(broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk:
+        """The connection of a disk that fills up while the log is written."""
+
+        in_transaction = False
+
+        def execute(self, statement: str, *_: object) -> None:
+            if statement == "COMMIT":
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+
+    monkeypatch.setattr(broker._database, "connection", FullDisk)
+    with pytest.raises(StorageFull, match="free some space"), broker._database.transaction:
+        pass
+    monkeypatch.undo()
+    broker.publish_many([Envelope("q", b"x")])
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "qnb.db").write_text("my notes\n" * 1000)
     with pytest.raises(ConfigurationError, match="is not an SQLite file"):
