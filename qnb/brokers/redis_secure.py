@@ -41,7 +41,7 @@ def open_secure(target: Target, timeout: float) -> Link:
     options["host"], options["port"] = host, port
     options["socket_connect_timeout"] = options["socket_timeout"] = timeout
     try:
-        connection = SSLConnection(**options, protocol=2, lib_name=None, lib_version=None)
+        connection = SSLConnection(**options, protocol=2)
     except (TypeError, exceptions.RedisError) as error:
         raise ConfigurationError(f"{target.shown}: {error}") from error
     link = SecureLink(connection)

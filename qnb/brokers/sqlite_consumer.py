@@ -34,6 +34,8 @@ class SqliteConsumer:
         self._held: dict[int, Delivery] = {}
         self._seen: tuple[int, int] | None = None  # the version of the file in which nothing was ready
         self._next_due = _NEVER
+        self._likely = False  # that there is more, as after a full claim
+        self._peek_statement = tables.peek_statement(len(queues))
         self._promote_at = 0.0
         self._full = False
         self._woken = False
@@ -56,7 +58,7 @@ class SqliteConsumer:
                 until = self._next_due if room > 0 else self._next_end()
                 self._bell.wait(min(end - now, max(until - time.time(), 0.0), self._bell.patience(looks)))
                 if self._bell.disarm():
-                    looks, armed, self._seen = 0, False, None
+                    looks, armed, self._likely = 0, False, True
                 else:
                     self._bell.arm()
                     looks += 1
@@ -82,12 +84,11 @@ class SqliteConsumer:
             return min((held.token[0] for held in self._held.values()), default=_NEVER)
 
     def _take(self, room: int) -> list[Delivery]:
-        if self._seen is not None and time.time() < self._next_due and self._database.version() == self._seen:
+        if not self._likely and not self._peek():
             return []
         rows, until = self._claim(room)
-        if not rows:
-            return []
-        if len(rows) == room:  # there may be more, and a bell is only for one
+        self._likely = len(rows) == room
+        if self._likely:  # there may be more, and a bell is only for one
             for topic in self._topics:
                 self._bells.ring(topic)
         taken = []
@@ -102,20 +103,27 @@ class SqliteConsumer:
                 self._held[delivery.token[1]] = delivery
         return taken
 
+    def _peek(self) -> bool:
+        """Whether a claim may find something. Only reads: an idle consumer does not stand in the way of writers."""
+        version = self._database.version()
+        if version == self._seen and time.time() < self._next_due:
+            return False
+        due, ready = self._database.read(self._peek_statement, self._queues)[0]
+        self._next_due = _NEVER if due is None else due
+        if ready or self._next_due <= time.time():
+            return True
+        self._seen = version
+        return False
+
     def _claim(self, room: int) -> tuple[list[Row], float]:
         with self._database.transaction as connection:
             now = time.time()
             until = now + self.lease
             rows = self._tables.claim(connection, self._queues, room, until)
-            self._seen = None
             if not rows or now >= self._promote_at:
                 self._promote_at = now + PROMOTE_SECONDS
                 if self._tables.promote(connection, now) and not rows:
                     rows = self._tables.claim(connection, self._queues, room, until)
-            if not rows:
-                self._next_due = self._tables.next_due(connection)
-                # This transaction's own commit counts too.
-                self._seen = connection.execute("PRAGMA data_version").fetchone()[0], self._database.commits + 1
         return rows, until
 
     def _large_body(self, key: int) -> bytes | None:

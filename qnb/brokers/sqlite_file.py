@@ -167,7 +167,7 @@ class Database:
 
         SQLite's own patience sleeps for milliseconds where the others need microseconds.
         """
-        end, pause = time.monotonic() + BUSY_SECONDS, 0.00005
+        end, pause = time.monotonic() + BUSY_SECONDS, 0.00002
         while True:
             try:
                 return action()
@@ -175,7 +175,7 @@ class Database:
                 if not _is_busy(error) or time.monotonic() > end:
                     raise translate(error, self.path, self.unavailable) from error
             time.sleep(pause)
-            pause = min(pause * 1.3, 0.005)
+            pause = min(pause * 1.2, 0.005)
 
     def read(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """The rows of one statement, outside of any transaction."""

@@ -85,10 +85,10 @@ class QueueTables:
             connection.execute(f"DELETE FROM {self._later} WHERE due <= ?", (now,))
         return len(rows)
 
-    def next_due(self, connection: sqlite3.Connection) -> float:
-        """When the next message falls due."""
-        found = connection.execute(f"SELECT min(due) FROM {self._later}").fetchone()[0]
-        return float("inf") if found is None else float(found)
+    def peek_statement(self, queues: int) -> str:
+        """A query: when the next message falls due, and whether one of so many queues has a ready one."""
+        some = f"SELECT 1 FROM {self._ready} WHERE queue IN ({', '.join('?' * queues)})"
+        return f"SELECT (SELECT min(due) FROM {self._later}), EXISTS ({some})"
 
     def ack(self, connection: sqlite3.Connection, deliveries: Sequence[Delivery]) -> None:
         """Remove messages whose lease is not over."""
