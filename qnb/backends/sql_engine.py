@@ -189,8 +189,8 @@ class AlchemyEngine:
             for statement in statements:
                 connection.execute(self._sa.text(statement), list(values))
 
-    def _insert(self, table: str, *, replace: bool) -> Any:
-        """An INSERT that minds rows with the same key."""
+    def _insert(self, table: str, *, replace: bool, where: Any = None) -> Any:
+        """An INSERT that leaves out rows whose key is there already, or replaces those (`where` says which)."""
         target = self._tables[table]
         key = [column.name for column in target.primary_key]
         if self._dialect == "mysql":
@@ -208,7 +208,9 @@ class AlchemyEngine:
         if not replace:
             return statement.on_conflict_do_nothing()
         return statement.on_conflict_do_update(
-            index_elements=key, set_={c.name: statement.excluded[c.name] for c in target.columns if c.name not in key}
+            index_elements=key,
+            set_={c.name: statement.excluded[c.name] for c in target.columns if c.name not in key},
+            where=where,
         )
 
     def put(self, table: str, rows: Sequence[Values], *, replace: bool) -> None:
@@ -216,18 +218,20 @@ class AlchemyEngine:
             connection.execute(self._insert(table, replace=replace), list(rows))
 
     def store(self, records: Sequence[Stored]) -> Sequence[Stored]:
-        until = round_expiry(time.time(), self._expires)
+        now = time.time()
+        until = round_expiry(now, self._expires)
         extents = [
             {"run": run, "width": width, "expires_at": at} for run, width, at in sorted(extents_of(records, until))
         ]
+        unique = {(each.run, each.first): each for each in reversed(records)}
         # In the order of the key, so that two who store the same at once wait for each other instead of deadlocking.
         rows = [
-            {"run": each.run, "first": each.first, "count": each.count, "expires_at": until, "data": each.data}
-            for each in sorted(records, key=lambda each: (each.run, each.first))
+            {"run": run, "first": first, "count": each.count, "expires_at": until, "data": each.data}
+            for (run, first), each in sorted(unique.items(), key=lambda item: item[0])
         ]
         with self._begin() as connection:
             connection.execute(self._insert("extents", replace=False), extents)
-            new = self._store_new(connection, rows)
+            new = self._store_new(connection, rows, now)
         refused = []
         for record in records:
             if (record.run, record.first) in new:
@@ -236,24 +240,33 @@ class AlchemyEngine:
                 refused.append(record)
         return refused
 
-    def _store_new(self, connection: sqlalchemy.Connection, rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
-        """Insert what is new; its keys."""
+    def _store_new(
+        self, connection: sqlalchemy.Connection, rows: list[dict[str, Any]], now: float
+    ) -> set[tuple[str, int]]:
+        """Insert what is new; its keys. What has expired, and is not swept yet, makes way."""
+        if self._dialect == "mysql":
+            parts = [rows[start : start + 500] for start in range(0, len(rows), 500)]
+            return set().union(*(self._store_new_mysql(connection, part, now) for part in parts))
         table = self._tables["outcomes"]
-        insert = self._insert("outcomes", replace=False)
-        if self._dialect != "mysql":
-            added = connection.execute(insert.returning(table.c.run, table.c.first), rows)
-            return {(run, first) for run, first in added}
-        keys = self._sa.tuple_(table.c.run, table.c.first)
-        wanted = keys.in_([(row["run"], row["first"]) for row in rows])
-        there = {
-            (run, first) for run, first in connection.execute(self._sa.select(table.c.run, table.c.first).where(wanted))
-        }
+        insert = self._insert("outcomes", replace=True, where=table.c.expires_at <= now)
+        added = connection.execute(insert.returning(table.c.run, table.c.first), rows)
+        return {(run, first) for run, first in added}
+
+    def _store_new_mysql(
+        self, connection: sqlalchemy.Connection, rows: list[dict[str, Any]], now: float
+    ) -> set[tuple[str, int]]:
+        """The same where no INSERT says which rows it left out."""
+        sa, table = self._sa, self._tables["outcomes"]
+        ours = {(row["run"], row["first"]): row["data"] for row in rows}
+        wanted = sa.tuple_(table.c.run, table.c.first).in_(list(ours))
+        connection.execute(sa.delete(table).where(wanted, table.c.expires_at <= now))
+        there = {(run, first) for run, first in connection.execute(sa.select(table.c.run, table.c.first).where(wanted))}
         new = [row for row in rows if (row["run"], row["first"]) not in there]
-        if new and connection.execute(insert, new).rowcount != len(new):  # someone else was quicker with some of them
-            ours = {(row["run"], row["first"]): row["data"] for row in new}
-            stored = connection.execute(self._sa.select(table.c.run, table.c.first, table.c.data).where(wanted))
-            return {(run, first) for run, first, data in stored if ours.get((run, first)) == data}
-        return {(row["run"], row["first"]) for row in new}
+        if new and connection.execute(self._insert("outcomes", replace=False), new).rowcount != len(new):
+            # Someone else was quicker with some of them.
+            stored = connection.execute(sa.select(table.c.run, table.c.first, table.c.data).where(wanted))
+            return {(run, first) for run, first, data in stored if ours[run, first] == data} - there
+        return set(ours) - there
 
     def close(self) -> None:
         self._engine.dispose()

@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
 from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Delivery, QueueSpec, Settle, Turn
+from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.memory_bus import Gate, Mailboxes, MemoryBus
 from qnb.errors import BrokerUnavailable
 from qnb.features import Features, Limits, Support
@@ -267,7 +268,7 @@ class MemoryBroker:
     """Queues of this process. Nothing of it outlives the process, and no other process sees it."""
 
     scheme: ClassVar[str] = "memory"
-    features: ClassVar[Features] = Features(
+    features: Features = Features(
         confirmed_publish=Support.NATIVE,
         lease_extension=Support.NATIVE,
         redelivery=Support.NATIVE,
@@ -285,6 +286,7 @@ class MemoryBroker:
     def __init__(self, url: str) -> None:
         address = parse_url(url)
         self.url = str(address)
+        self.features = with_limit(self.features, address)
         self.place = memory_place(url)
         self._lease = address.number("lease", 0.0) or None
         self._closed = False
@@ -303,6 +305,7 @@ class MemoryBroker:
             self._space.queue(spec.name).lease = spec.lease
 
     def publish_many(self, envelopes: Sequence[Envelope]) -> None:
+        check_envelopes(envelopes, self.features, self.url)
         with self._space.lock:
             self._space.publish(envelopes)
 
@@ -351,6 +354,7 @@ class MemoryBroker:
             return None
 
         def settle(consumer: Consumer, turn: Turn) -> Sequence[Stored]:
+            check_envelopes(turn.publish, self.features, self.url)
             with self._space.lock:
                 self._space.publish(turn.publish)
                 refused = backend.store_many(turn.store) if turn.store else []

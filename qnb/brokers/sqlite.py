@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, QueueSpec, Settle, Turn
 from qnb.brokers.bell import bells_for, topic_of
+from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.sqlite_bus import SqliteBus
 from qnb.brokers.sqlite_consumer import SqliteConsumer
 from qnb.brokers.sqlite_file import Database
 from qnb.brokers.sqlite_outcomes import OutcomeWriter
 from qnb.brokers.sqlite_queue import QueueTables
 from qnb.brokers.sqlite_schema import broker_statements, table_prefix
-from qnb.errors import PayloadTooLarge
 from qnb.features import Features, Limits, Support
 from qnb.message import Envelope, Stored
 from qnb.settings import embedded_path, parse_url
@@ -30,7 +30,7 @@ class SqliteBroker:
     """One file, any number of kernels and workers on this machine."""
 
     scheme: ClassVar[str] = "sqlite"
-    features: ClassVar[Features] = Features(
+    features: Features = Features(
         confirmed_publish=Support.NATIVE,
         lease_extension=Support.NATIVE,
         redelivery=Support.NATIVE,
@@ -48,6 +48,7 @@ class SqliteBroker:
     def __init__(self, url: str) -> None:
         address = parse_url(url)
         self.url = str(address)
+        self.features = with_limit(self.features, address)
         self.path = embedded_path(address)
         self.prefix = table_prefix(address.options.get("prefix"))
         self._lease = address.number("lease", 0.0) or None
@@ -71,7 +72,7 @@ class SqliteBroker:
     def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         if not envelopes:
             return
-        _check_sizes(envelopes)
+        check_envelopes(envelopes, self.features, self.url)
         with self._database.transaction as connection:
             self._tables.publish(connection, envelopes)
         self._ring(envelopes)
@@ -131,7 +132,7 @@ class SqliteBroker:
         def settle(consumer: Consumer, turn: Turn) -> Sequence[Stored]:
             assert isinstance(consumer, SqliteConsumer)
             if turn.publish:
-                _check_sizes(turn.publish)
+                check_envelopes(turn.publish, self.features, self.url)
             with self._database.transaction as connection:
                 if turn.publish:
                     self._tables.publish(connection, turn.publish)
@@ -154,12 +155,3 @@ class SqliteBroker:
         self._bus.close()
         self._database.close()
         self._bells.close()
-
-
-def _check_sizes(envelopes: Sequence[Envelope]) -> None:
-    for envelope in envelopes:
-        if len(envelope.body) > MESSAGE_BYTES:
-            raise PayloadTooLarge(
-                f"message {envelope.id or '?'} for queue {envelope.queue} has {len(envelope.body):,} bytes; "
-                f"the embedded file takes {MESSAGE_BYTES:,} at most: put the data in a file and send its name"
-            )

@@ -17,8 +17,11 @@ class OutcomeWriter:
 
     def __init__(self, prefix: str, expires: float) -> None:
         self._expires = expires
+        # One that has expired, and is not swept yet, is no longer in the way.
         self._insert = (
-            f"INSERT OR IGNORE INTO {prefix}outcomes(run, first, count, expires_at, data) VALUES(?, ?, ?, ?, ?)"
+            f"INSERT INTO {prefix}outcomes(run, first, count, expires_at, data) VALUES(?, ?, ?, ?, ?) "
+            "ON CONFLICT(run, first) DO UPDATE SET count = excluded.count, expires_at = excluded.expires_at, "
+            "data = excluded.data WHERE expires_at <= ?"
         )
         self._extent = f"INSERT OR IGNORE INTO {prefix}extents(run, width, expires_at) VALUES(?, ?, ?)"
         self._sweep = sweep_statements(prefix)
@@ -40,6 +43,6 @@ class OutcomeWriter:
             record
             for record in records
             if not connection.execute(
-                self._insert, (record.run, record.first, record.count, until, record.data)
+                self._insert, (record.run, record.first, record.count, until, record.data, now)
             ).rowcount
         ]

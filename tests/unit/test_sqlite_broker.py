@@ -16,9 +16,9 @@ import pytest
 from qnb.backends.sql import SqlBackend
 from qnb.brokers import bell
 from qnb.brokers.base import QueueSpec, Turn
-from qnb.brokers.sqlite import MESSAGE_BYTES, SqliteBroker
+from qnb.brokers.sqlite import SqliteBroker
 from qnb.brokers.sqlite_file import translate
-from qnb.errors import BrokerUnavailable, ConfigurationError, PayloadTooLarge, StorageFull
+from qnb.errors import BrokerUnavailable, ConfigurationError, StorageFull
 from qnb.message import Envelope, Note, Stored
 
 
@@ -347,17 +347,6 @@ def test_errors_name_file_and_remedy(code: int, kind: type[Exception], words: st
     assert isinstance(told, kind)
     assert "/some/qnb.db" in str(told)
     assert words in str(told)
-
-
-def test_over_the_limit_is_refused_before_anything_is_written(
-    broker: SqliteBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qnb.brokers.sqlite.MESSAGE_BYTES", 1000)
-    with pytest.raises(PayloadTooLarge, match=r"1,001 bytes.*1,000"):
-        broker.publish_many([Envelope("q", b"x"), Envelope("q", b"x" * 1001)])
-    broker.publish_many([Envelope("q", b"x" * 1000)])
-    assert broker.depth("q") == 1
-    assert broker.features.limits.message_bytes == MESSAGE_BYTES
 
 
 def test_closing_releases_what_consumers_hold(url: str, broker: SqliteBroker) -> None:
