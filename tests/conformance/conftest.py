@@ -1,0 +1,40 @@
+"""One place for each test: a broker or backend, fresh and empty, as it is registered in tests/services.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.help import Place
+from tests.services import BACKENDS, BROKERS, Case, Services
+
+
+@pytest.fixture(params=BROKERS, ids=lambda case: case.label)
+def case(request: pytest.FixtureRequest) -> Case:
+    """The broker under test."""
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda case: case.label)
+def backend_case(request: pytest.FixtureRequest) -> Case:
+    """The backend under test."""
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def place(case: Case, services: Services) -> Iterator[Place]:
+    """An empty place of the broker under test."""
+    made = Place(case.place(services), case)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def vault(backend_case: Case, services: Services) -> Iterator[Place]:
+    """An empty place of the backend under test."""
+    made = Place(backend_case.place(services), backend_case)
+    yield made
+    made.close()
