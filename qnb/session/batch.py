@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 _RATE_SECONDS = 5.0
-_RECENT = 64
 _NOT_OVER = re.compile(b"[%s]+" % re.escape(bytes(range(DONE))))
 
 
@@ -58,7 +59,7 @@ class Batch:
         self._condition = Condition()
         self._futures: dict[int, Future] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)
+        self._ended = array.array("I")  # call numbers in the order in which they ended
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._cursor: Iterator[Any] | None = None
 
@@ -96,9 +97,8 @@ class Batch:
 
     def _value(self, index: int, timeout: float | None) -> Any:
         states = self.data.states
-        if states[index] < DONE and not self.session.wait_for(
-            lambda: states[index] >= DONE, self._condition, None if timeout is None else max(0.0, timeout)
-        ):
+        left = None if timeout is None else max(0.0, timeout)
+        if states[index] < DONE and not self._wait_for(lambda: states[index] >= DONE, left):
             raise TimeoutError(f"call {index} is not over after {self.timeout} s; it is {STATES[states[index]]}")
         if states[index] == DONE:
             return self.data.values[index]
@@ -119,24 +119,29 @@ class Batch:
     def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
         """The futures in the order in which their calls end."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        seen = bytearray(len(self))
-        states, given = self.data.states, 0
-        while given < len(self):
-            version = self.version
-            for index in range(len(self)):
-                if states[index] >= DONE and not seen[index]:
-                    seen[index] = 1
-                    given += 1
-                    yield self[index]
-            if given == len(self):
-                return
-            left = None if deadline is None else deadline - time.monotonic()
-            if not self.session.wait_for(lambda version=version: self.version != version, self._condition, left):
-                raise TimeoutError(f"{len(self) - given:,} of {len(self):,} calls are not over")
+        ended, at = self._ended, 0
+        for given in range(len(self)):
+            if at == len(ended):
+                left = None if deadline is None else deadline - time.monotonic()
+                if not self._wait_for(partial(self._more_than, at), left):
+                    raise TimeoutError(f"{len(self) - given:,} of {len(self):,} calls are not over")
+            yield self[ended[at]]
+            at += 1
+
+    def _more_than(self, count: int) -> bool:
+        return len(self._ended) > count
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all calls are over; False when they are not after `timeout` seconds."""
-        return self.over or self.session.wait_for(lambda: self._left == 0, self._condition, timeout)
+        return self.over or self._wait_for(lambda: self._left == 0, timeout)
+
+    def _wait_for(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        try:
+            return self.session.wait_for(done, self._condition, timeout)
+        except KeyboardInterrupt:
+            if self.session.on_interrupt == "cancel":
+                self.cancel()
+            raise
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         import asyncio
@@ -217,12 +222,7 @@ class Batch:
 
     def recent(self, count: int) -> list[int]:
         """The calls that ended last, newest last."""
-        found: list[int] = []
-        for first, length in reversed(self._recent):
-            found += range(first + length - 1, max(first - 1, first + length - 1 - count), -1)
-            if len(found) >= count:
-                break
-        return found[:count][::-1]
+        return list(self._ended[-count:]) if count > 0 else []
 
     @property
     def columns(self) -> list[str]:
@@ -291,7 +291,7 @@ class Batch:
         with self._condition:
             new = self.data.fill(outcomes)
             ended = sum(count for _, count in new)
-            self._left -= ended
+            self._count_down(ended)
         if outcomes.times and ended:
             data, last = self.data, outcomes.first + outcomes.count - 1
             self.session.learn(self.function.hash, data.finished[last] - data.started[outcomes.first], outcomes.count)
@@ -327,7 +327,7 @@ class Batch:
                     self.data.errors[index] = error
                 self.data.finished[index] = now
                 self.data.states[index] = state
-            self._left -= len(open_calls)
+            self._count_down(len(open_calls))
         self._changed(spans_of(open_calls))
         return len(open_calls)
 
@@ -337,15 +337,19 @@ class Batch:
             return []
         return [(m.start(), m.end() - m.start()) for m in _NOT_OVER.finditer(self.data.states)]
 
+    def _count_down(self, ended: int) -> None:
+        if ended and self._left == ended:
+            self.finished_at = time.time()
+        self._left -= ended
+
     def _changed(self, spans: list[tuple[int, int]], indices: Sequence[int] = ()) -> None:
         now = time.monotonic()
-        self._recent += spans
+        for first, count in spans:
+            self._ended.extend(range(first, first + count))
         if now - self._progress[-1][0] > 0.2:
             self._progress.append((now, len(self) - self._left))
             while len(self._progress) > 2 and now - self._progress[1][0] > _RATE_SECONDS:
                 self._progress.popleft()
-        if self._left == 0 and self.finished_at is None:
-            self.finished_at = time.time()
         for index, future in list(self._futures.items()) if self._futures else ():
             if index in indices or any(first <= index < first + count for first, count in spans):
                 self._update(future, index)

@@ -33,6 +33,9 @@ class Sink(Protocol):
 
     run: str
 
+    @property
+    def over(self) -> bool: ...
+
     def absorb(self, outcomes: Outcomes) -> int: ...
     def progress(self, progress: Progress) -> None: ...
     def missing(self) -> list[tuple[int, int]]: ...
@@ -75,10 +78,12 @@ class Collector:
         if self._dozing:
             self._work.set()
 
-    def settled(self, calls: int) -> None:
-        """So many calls are over."""
+    def settled(self, sink: Sink, calls: int) -> None:
+        """So many calls of a run are over."""
         with self._count:
             self.pending -= calls
+        if sink.over:
+            self.sinks.pop(sink.run, None)
 
     def wake(self) -> None:
         """There is reason to read."""
@@ -188,7 +193,7 @@ class Collector:
     def _absorb(self, outcomes: Outcomes) -> None:
         sink = self.sinks.get(outcomes.run)
         if sink is not None:
-            self.settled(sink.absorb(outcomes))
+            self.settled(sink, sink.absorb(outcomes))
 
     def _fetch(self, run: str, spans: Iterable[tuple[int, int]]) -> None:
         for record in self.backend.fetch_many(run, list(spans)):

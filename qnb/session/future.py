@@ -88,7 +88,16 @@ class Future(concurrent.futures.Future[Any]):
         return self._exception
 
     def _await_end(self, timeout: float | None) -> None:
-        if self._state not in _OVER and not self._owner.session.wait_for(self.done, self._condition, timeout):
+        if self._state in _OVER:
+            return
+        session = self._owner.session
+        try:
+            over = session.wait_for(self.done, self._condition, timeout)
+        except KeyboardInterrupt:
+            if session.on_interrupt == "cancel":
+                self.cancel()
+            raise
+        if not over:
             raise TimeoutError(f"task {self.id} is not over after {timeout:g} s; it is {self.state}")
 
     def cancel(self, terminate: bool = False) -> bool:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from qnb.errors import ConfigurationError
+from qnb.errors import ConfigurationError, Unsupported
 from qnb.message import Options
 
 
@@ -41,6 +41,8 @@ class TaskOptions:
             raise ConfigurationError(f"priority={self.priority!r}: give 0 … 9; 9 goes first")
         if self.retries < 0 or self.backoff < 0 or self.delay < 0:
             raise ConfigurationError("retries, backoff and delay cannot be negative")
+        if self.key is not None:
+            raise Unsupported("key=: idempotency keys are not there yet in this version")
         if self.max_deliveries < 1:
             raise ConfigurationError("max_deliveries is at least 1")
 

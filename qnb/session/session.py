@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from qnb import registry, settings
 from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
+from qnb.codec.outcomes import gaps
 from qnb.codec.payloads import encode_columns, is_plain
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer, decode
 from qnb.errors import BadSignature, ConfigurationError, QnbError
-from qnb.message import DEFAULT_QUEUE, Frame, Function, task_id
+from qnb.message import DEFAULT_QUEUE, Frame, Function, split_task_id
 from qnb.session import local
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
@@ -168,7 +169,7 @@ class Session(concurrent.futures.Executor):
             self._alarm.set()
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],
@@ -246,8 +247,8 @@ class Session(concurrent.futures.Executor):
             stop = min(count, start + size)
             try:
                 args = encode_columns([column[start:stop] for column in columns], batch.names, plain_values)
-            except QnbError:
-                self.collector.settled(count)
+            except QnbError as error:
+                self.collector.settled(batch, batch.fail(0, count, error))
                 raise
             frames.append(Frame(batch.run, start, stop - start, batch.function, args, options, self.peer, time.time()))
             start = stop
@@ -333,7 +334,7 @@ class Session(concurrent.futures.Executor):
     def _publish_failed(self, frame: Frame, error: BaseException) -> None:
         sink: Any = self.collector.sinks.get(frame.run)
         if sink is not None:
-            self.collector.settled(sink.fail(frame.first, frame.count, error))
+            self.collector.settled(sink, sink.fail(frame.first, frame.count, error))
 
     def _look_for_workers(self) -> None:
         """Nothing has been heard for a while: say why, where that can be seen."""
@@ -342,12 +343,12 @@ class Session(concurrent.futures.Executor):
         keys = {info.get("key_id") for info in peers}
         if peers and self.signer.key_id not in keys:
             error = BadSignature(
-                f"the workers on {self.broker_url} have key {', '.join(map(str, sorted(keys)))}, this session has key "
+                f"the workers on {self.broker_url} have key {', '.join(sorted(map(str, keys)))}, this session has key "
                 f"{self.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"
             )
             for sink in list(self.collector.sinks.values()):
                 for first, count in sink.missing():
-                    self.collector.settled(sink.fail(first, count, error))
+                    self.collector.settled(sink, sink.fail(first, count, error))
         elif not self._told and (not peers or self.queue not in queues):
             self._told = True
             served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""
@@ -375,14 +376,14 @@ class Session(concurrent.futures.Executor):
         # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
         self.backend.revoke_many(spans)
         replies = self.control.revoke_spans(spans, terminate=terminate)
-        running = {task for reply in replies.values() for task in reply.get("running", ())}
+        running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
         for run, first, count in spans:
             sink: Any = self.collector.sinks.get(run)
             if sink is None:
                 continue
-            for index in range(first, first + count):
-                if task_id(run, index) not in running:
-                    self.collector.settled(sink.cancelled(index, 1))
+            on = [(index, 1) for run_of, index in running if run_of == run]
+            for start, length in gaps(first, count, on):
+                self.collector.settled(sink, sink.cancelled(start, length))
 
     @property
     def control(self) -> Control:

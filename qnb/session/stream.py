@@ -104,6 +104,11 @@ class Stream:
             if future is not None and not future.done():
                 future._start(progress.state)
 
+    @property
+    def over(self) -> bool:
+        """Whether no call can come any more: a stream stays open."""
+        return False
+
     def missing(self) -> list[tuple[int, int]]:
         """Spans of sent calls without an outcome."""
         with self._lock:

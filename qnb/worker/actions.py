@@ -77,9 +77,10 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The frame goes back to the queue."""
+    """The frame goes back to the queue, for after `delay` seconds."""
 
     delivery: Delivery
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

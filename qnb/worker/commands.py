@@ -90,7 +90,7 @@ class Commands:
 
     def do_registered(self) -> object:
         """Functions that have been run here, by name."""
-        return sorted({given for given in self._worker.logic.names.values()})
+        return sorted(set(self._worker.logic.names.values()))
 
     def do_conf(self) -> object:
         """How this worker was started."""
@@ -111,7 +111,7 @@ class Commands:
     def do_revoke(self, tasks: Any = (), spans: Any = (), terminate: bool = False) -> object:
         """Never start these; `running` lists those that go on to their end."""
         every = [(*split_task_id(task), 1) for task in tasks] + [tuple(span) for span in spans]
-        running = self._worker.revoke(every, terminate)  # type: ignore[arg-type]
+        running = self._worker.revoke(every, terminate)
         return {"running": [f"{run}:{index}" for run, index in running]}
 
     def do_shutdown(self) -> object:

@@ -69,7 +69,7 @@ def _receive(sock: socket.socket) -> Iterator[tuple[socket.socket, Welcome | Wor
         if not length:
             return
         for body in unpacker.feed(view[:length]):
-            yield sock, decode(body, kind)  # type: ignore[misc]
+            yield sock, decode(body, kind)
             kind = Work  # type: ignore[assignment]
 
 

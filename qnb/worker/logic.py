@@ -16,7 +16,7 @@ from qnb.codec.payloads import slice_calls
 from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
 from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
 from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
-from qnb.worker.protocol import Report, Work
+from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
 
 PIECE_SECONDS = 0.02  # a lane gets about this much work at once
 AHEAD_SECONDS = 0.02  # the next work is sent along while a lane has no more than this left
@@ -24,6 +24,7 @@ FETCH_FRAMES = 8
 MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is charged by itself
 TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
+_KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
 
@@ -65,7 +66,7 @@ class LaneState:
     number: int
     is_async: bool
     given: dict[int, Given] = field(default_factory=dict)
-    known: set[bytes] = field(default_factory=set)
+    known: dict[bytes, None] = field(default_factory=dict)
     verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
     retiring: bool = False
 
@@ -105,7 +106,7 @@ class WorkerLogic:
         if not held.left:
             return [Ack(delivery)]
         self.held[id(held)] = held
-        self.names[frame.function.hash] = frame.function.name
+        remember(self.names, frame.function.hash, frame.function.name, _KEPT)
         actions: list[Action] = []
         if delivery.deliveries > MAX_REDELIVERIES:
             reason = f"its workers died, {MAX_REDELIVERIES} times in a row"
@@ -266,7 +267,8 @@ class WorkerLogic:
         if report.ran:
             each = max(report.seconds / report.ran, 1e-7)
             before = self.estimates.get(function)
-            self.estimates[function] = each if before is None else 0.7 * before + 0.3 * each
+            each = each if before is None else 0.7 * before + 0.3 * each
+            remember(self.estimates, function, each, _KEPT)
 
     def _again(self, held: Held, index: int, message: str, now: float) -> list[Action]:
         """Publish one call anew, to be delivered after its back-off."""
@@ -368,7 +370,8 @@ class WorkerLogic:
         if piece.count != frame.count:
             args = slice_calls(args, start, start + piece.count)
         code = None if function.hash in lane.known else function.code
-        lane.known.add(function.hash)
+        if code is not None:
+            remember(lane.known, function.hash, None, FUNCTIONS_KEPT)
         seconds = self._seconds(piece)
         lane.given[self._serial] = Given(piece, self._serial, None if seconds == math.inf else seconds)
         work = Work(
@@ -410,7 +413,7 @@ class WorkerLogic:
         self, run: str, first: int, count: int, terminate: bool, marks: dict[int, tuple[int, int, float]]
     ) -> tuple[list[Action], list[int]]:
         """Never start these calls; with `terminate`, kill those that run. Also gives those that run and go on."""
-        self.revoked.setdefault(run, []).append((first, count))
+        remember(self.revoked, run, [*self.revoked.get(run, ()), (first, count)], _KEPT)
         actions: list[Action] = []
         for piece in [p for p in self.waiting if p.held.frame.run == run]:
             spans = gaps(piece.first, piece.count, [(first, count)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -104,6 +105,8 @@ class Worker:
         """Wait until all is settled and closed. Signals are handled meanwhile."""
         while not self.stopped.wait(0.5):
             pass
+        for thread in self._threads:
+            thread.join(2.0)
 
     def _guard(self, body: object) -> None:
         try:
@@ -131,7 +134,11 @@ class Worker:
                 self.stopped.wait(1.0)
                 continue
             for delivery in deliveries:
-                self._take(delivery)
+                try:
+                    self._take(delivery)
+                except QnbError as error:
+                    log.warning("cannot look after a delivery, it goes back: %s", error)
+                    self._do([act.Release(delivery, 1.0)])
 
     def _take(self, delivery: Delivery) -> None:
         try:
@@ -314,11 +321,10 @@ class Worker:
                 refused = self._settle_in_steps(turn)
             turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
             self._mend(refused)
-        releases = [a.delivery for a in rest if isinstance(a, act.Release)]
-        if releases:
-            self.consumer.release_many(releases)
         for action in rest:
-            if isinstance(action, act.Reject):
+            if isinstance(action, act.Release):
+                self.consumer.release_many([action.delivery], action.delay)
+            elif isinstance(action, act.Reject):
                 self.consumer.reject_many([action.delivery], action.reason)
         rest.clear()
 
@@ -449,16 +455,12 @@ class Worker:
             log.warning("closing: %s", error)
 
     def _ring(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full pipe rings already, a closed one has no listener
             self._poke.send(b"!")
-        except (BlockingIOError, OSError):
-            pass  # a full pipe rings already, a closed one has no listener
 
     def _drain_bell(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._bell.recv(4096)
-        except BlockingIOError:
-            pass  # someone else has read it
 
 
 def default_name() -> str:

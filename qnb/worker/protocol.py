@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import struct
+from typing import TypeVar
 
 import msgspec
 
+# A lane keeps this many functions; its worker knows which, because both forget the oldest for each new one.
+FUNCTIONS_KEPT = 500
 _LENGTH = struct.Struct("<I")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def remember(kept: dict[K, V], key: K, value: V, limit: int) -> None:
+    """Put a value into a dict that forgets its oldest key rather than grow over the limit."""
+    if key not in kept and len(kept) >= limit:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):

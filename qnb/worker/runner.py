@@ -18,7 +18,7 @@ from qnb.codec.pickling import loads
 from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
 from qnb.message import DONE, FAILED, Failure, Outcomes
-from qnb.worker.protocol import Report, Work
+from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
 
 # A work of many calls is cut short after this long, so that a wrong estimate holds up neither results nor other lanes.
 HOLD_SECONDS = 0.1
@@ -45,7 +45,7 @@ class Runner:
                 found = unpack(work.name, work.code or b"")
             except CannotUnpickle as error:
                 found = error
-            self._functions[work.hash] = found
+            remember(self._functions, work.hash, found, FUNCTIONS_KEPT)
         if isinstance(found, CannotUnpickle):
             raise CannotUnpickle(str(found)) from found.__cause__
         return found
