@@ -72,6 +72,7 @@ class BatchView:
         self._lock = threading.Lock()
         self._inbox: deque[Mapping[str, Any]] = deque()
         self._watchers: dict[str, bool] | None = None  # None: nobody has spoken yet, which does not mean nobody looks
+        self._told: dict[str, int] = {}
         self._touched = self._whole = False
         self._seq = 0
         self._sent: dict[int, Row] = {}
@@ -155,7 +156,7 @@ class BatchView:
             message = self._inbox.popleft()
             kind = message.get("kind")
             if kind in ("ready", "shown", "hidden", "gone"):
-                self._watch(str(kind), str(message.get("view")))
+                self._watch(str(kind), str(message.get("view")), int(message.get("n", 0)))
             elif kind == "resync":
                 self._whole = True
             elif kind == "cancel":
@@ -163,7 +164,10 @@ class BatchView:
                 # It talks to the broker: not on the thread that draws.
                 threading.Thread(target=self.batch.cancel, name="qnb-cancel", daemon=True).start()
 
-    def _watch(self, kind: str, view: str) -> None:
+    def _watch(self, kind: str, view: str, number: int) -> None:
+        if number < self._told.get(view, 0):
+            return  # overtaken: the first word of a view may wait behind a cell, the next come through a subshell
+        self._told[view] = number
         watchers = self._watchers = self._watchers or {}
         if kind == "gone":
             watchers.pop(view, None)

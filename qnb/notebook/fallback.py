@@ -32,7 +32,7 @@ _NO_FILL = "background-color:transparent"  # Jupyter stripes tables
 _CODE = "font-family:var(--jp-code-font-family,monospace)"
 _NUMBER = re.compile(r"[-+]?[\d.,_]*\d(e[-+]?\d+)?%?|[-+]?(nan|inf)|", re.IGNORECASE)
 _FAILURES = 3
-_CELL = 30
+_CELL, _RESULT = 28, 48
 _BAR = 40
 _MARKS = {"done": "#", "failed": "x", "lost": "x", "cancelled": "-", "running": ">", "retrying": ">"}
 
@@ -118,10 +118,10 @@ def _table_html(snapshot: Snapshot) -> str:
         for head, text, side in zip(heads, line, align, strict=True):
             failed = head == "result" and row.state in ("failed", "lost")
             colour = f";color:{COLOURS['failed']}" if failed else ""
-            shown = escape(short(text, _CELL))
-            whole = f' title="{escape(text)}"' if len(text) > _CELL else ""
+            shown = _shortened(head, text)
+            whole = f' title="{escape(text)}"' if shown != text else ""
             dot = _dot(row.state) if head == "state" else ""
-            made.append(f'<td{whole} style="{base};text-align:{side};{_CODE}{colour}">{dot}{shown}</td>')
+            made.append(f'<td{whole} style="{base};text-align:{side};{_CODE}{colour}">{dot}{escape(shown)}</td>')
         body.append(f'<tr style="{_NO_FILL}">{"".join(made)}</tr>')
     return (
         '<div style="margin-top:8px;overflow-x:auto"><table style="border-collapse:collapse;margin:0;border:0;'
@@ -139,6 +139,10 @@ def cells(row: Row) -> list[str]:
     state = f"{row.state}, try {row.attempts}" if row.attempts > 1 else row.state
     time = "" if row.runtime is None else duration(row.runtime)
     return [str(row.index), *row.parameters, row.result, state, time, row.worker]
+
+
+def _shortened(head: str, text: str) -> str:
+    return short(text, _RESULT if head == "result" else _CELL)
 
 
 def _numeric(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[bool]:
@@ -176,7 +180,7 @@ def _table_text(snapshot: Snapshot) -> list[str]:
     if not snapshot.rows:
         return []
     heads = headings(snapshot)
-    lines = [[short(text, _CELL) for text in cells(row)] for row in snapshot.rows]
+    lines = [list(map(_shortened, heads, cells(row))) for row in snapshot.rows]
     right = _numeric(heads, lines)
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     return [

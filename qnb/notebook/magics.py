@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -111,13 +112,19 @@ def status_text(session: Session) -> str:
         running = "starting"
     else:
         running = f"none: start one with  qnb worker {session.broker_url}"
+    same = session.backend_url == session.broker_url
     lines = {
-        "broker": session.broker_url,
-        "backend": session.backend_url,
+        "broker": _from_here(session.broker_url),
+        "backend": "the same" if same else _from_here(session.backend_url),
         "queue": session.queue,
         "workers": running,
     }
     return "\n".join(f"{name:<9}{value}" for name, value in lines.items())
+
+
+def _from_here(url: str) -> str:
+    """A file's URL as one would type it in this folder; any other as it is."""
+    return url.replace(f"sqlite:///{os.getcwd()}/", "sqlite:///")
 
 
 def _fail_in_one_line(error: QnbError) -> NoReturn:

@@ -141,15 +141,18 @@ class Notebook:
 
     def start(self) -> None:
         """Run all cells, without waiting for them."""
-        self.ask(
-            "void (window.ran = false, "
-            "app.commands.execute('notebook:run-all-cells').finally(() => { window.ran = true; }))"
-        )
+        self.ask("void app.commands.execute('notebook:run-all-cells').catch(() => null)")
 
     def run_all(self, seconds: float = 90) -> None:
         """Run all cells to their end."""
         self.start()
-        self.wait("window.ran && panel.sessionContext.session?.kernel?.status === 'idle'", seconds)
+        self.wait_for_end(seconds)
+
+    def wait_for_end(self, seconds: float = 90) -> None:
+        """Until every cell has run."""
+        cells = "panel.content.widgets.filter((cell) => cell.model.type === 'code' && cell.model.sharedModel.source)"
+        self.wait(f"{cells}.every((cell) => cell.model.executionCount !== null)", seconds)
+        self.wait("panel.sessionContext.session?.kernel?.status === 'idle'", seconds)
 
     def failed_cells(self) -> list[str]:
         """The errors in outputs, but for cells that are meant to fail."""

@@ -133,6 +133,15 @@ def test_hidden_and_closed_views_are_sent_nothing(kernel: Kernel) -> None:
     assert [m for m in kernel.heard if m["msg_type"] == "update_display_data"]
 
 
+def test_the_word_of_a_view_that_was_overtaken_counts_no_more(kernel: Kernel) -> None:
+    kernel.run("batch = FakeBatch(10_000).play(30); batch")
+    kernel.send(kernel.widget(), {"kind": "hidden", "view": "a", "n": 1})
+    kernel.send(kernel.widget(), {"kind": "ready", "view": "a", "n": 0})
+    kernel.listen(0.5)
+    assert not kernel.said(messages=kernel.listen(1))
+    kernel.run("batch.finish()")
+
+
 def test_cancel_is_acknowledged_and_done(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(50).play(60); batch")
     kernel.send(kernel.widget(), {"kind": "cancel", "id": "7"})

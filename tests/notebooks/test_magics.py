@@ -99,6 +99,7 @@ def test_connect_status_workers_close(shell: InteractiveShell, capsys: pytest.Ca
     run(shell, "%qnb")
     status = capsys.readouterr().out
     assert f"broker   {session.broker_url}" in status
+    assert "backend  the same" in status
     assert "queue    qnb" in status
     assert "workers  1, with 2 processes in all" in status or "workers  starting" in status
     run(shell, "answer = session.submit(divmod, 7, 2).result(10)")

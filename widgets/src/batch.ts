@@ -6,6 +6,7 @@ import { make, setText } from "./lib/dom";
 import { Failures } from "./lib/failures";
 import { Head } from "./lib/head";
 import { Table } from "./lib/table";
+import type { Presence } from "./lib/protocol";
 import { watchVisibility } from "./lib/visibility";
 import { duration } from "./lib/words";
 
@@ -32,14 +33,19 @@ class BatchView {
     this.element.append(this.#head.element, ...this.#parts.slice(1).map((part) => part.element), this.#note);
     this.#cancel.addEventListener("click", () => void this.#stop());
     const view = Math.random().toString(36).slice(2);
+    let n = 0;
+    const tell = (kind: Presence): void => channel.send({ kind, view, n: n++ });
+    const leave = (): void => tell("gone");
+    window.addEventListener("pagehide", leave);
     this.#endings = [
       channel.store.subscribe(() => this.#soon()),
-      watchVisibility(this.element, (visible) => channel.send({ kind: visible ? "shown" : "hidden", view })),
-      () => channel.send({ kind: "gone", view }),
+      watchVisibility(this.element, (visible) => tell(visible ? "shown" : "hidden")),
+      () => window.removeEventListener("pagehide", leave),
+      leave,
     ];
     this.#timer = setInterval(() => this.#soon(), TICK);
     this.draw();
-    channel.send({ kind: "ready", view });
+    tell("ready");
   }
 
   close(): void {

@@ -57,8 +57,10 @@ export interface Ack {
 
 export type FromKernel = Snapshot | Delta | Beat | Ack;
 
+export type Presence = "ready" | "shown" | "hidden" | "gone";
 export type ToKernel =
-  | { kind: "ready" | "shown" | "hidden" | "gone"; view: string }
+  // `n` counts a view's own: the first may wait behind a cell while the next come through a subshell
+  | { kind: Presence; view: string; n: number }
   | { kind: "resync" }
   | { kind: "cancel"; id: string };
 

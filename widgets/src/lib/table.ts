@@ -4,7 +4,7 @@ import { count, duration } from "./words";
 
 const NUMBER = /^[-+]?[\d.,_]*\d(e[-+]?\d+)?%?$|^[-+]?(nan|inf)$|^$/i;
 /** Characters that a column keeps for itself at most. */
-const WIDEST = 32;
+const WIDEST = 40;
 const FAILED = new Set(["failed", "lost"]);
 
 interface Column {

@@ -1,0 +1,117 @@
+"""The live view of a Batch under a real JupyterLab: clicks, reloads, a kernel that is busy or dies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser.lab import Notebook, Server, open_notebook
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+IMPORTS = "import os, time\nfrom tests.notebooks.fake_batch import FakeBatch"
+Open = Callable[..., AbstractContextManager[Notebook]]
+
+
+@pytest.fixture
+def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> Open:
+    """Opens a notebook of these cells."""
+
+    @contextlib.contextmanager
+    def opener(*cells: str) -> Iterator[Notebook]:
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (IMPORTS, *cells)])
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        name = f"{request.node.name}.ipynb"
+        nbformat.write(book, server.root / name)
+        with open_notebook(server, browser, name) as notebook:
+            yield notebook
+
+    return opener
+
+
+def done(notebook: Notebook) -> int:
+    return int(notebook.page.locator(".qnb-bar").first.get_attribute("aria-valuenow") or -1)
+
+
+def test_sizes_and_states_in_both_themes(write: Open, pictures: Path) -> None:
+    cells = [
+        "few = FakeBatch(3, name='train').play(60)\nfew",
+        "many = FakeBatch(100_000, name='simulate', failing=0.02).play(600, step=20)\nmany",
+        "ended = FakeBatch(500, failing=0.05)\nended._play(0.01, 1)\nended",
+        "new = FakeBatch(40, name='waiting')\nnew",
+    ]
+    with write(*cells) as notebook:
+        notebook.run_all()
+        notebook.page.locator(".qnb-failures li").first.wait_for()
+        for dark in (False, True):
+            for width in (600, 1600):
+                notebook.show(dark=dark, width=width)
+                notebook.take_picture(pictures / f"batches-{'dark' if dark else 'light'}-{width}.png")
+        assert notebook.page.locator(".qnb-batch").count() == 3
+        assert notebook.console == []
+
+
+def test_a_click_reaches_a_kernel_that_is_busy(write: Open) -> None:
+    with write("batch = FakeBatch(400).play(100)\ndisplay(batch)\nwhile not batch.over: time.sleep(0.05)") as notebook:
+        notebook.start()
+        notebook.page.get_by_role("button", name="Cancel").click()
+        # the output is replaced when all is over; until then the view says what it does
+        notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
+        notebook.wait_for_end(10)
+        assert notebook.console == []
+
+
+def test_a_short_batch_leaves_no_error_behind(write: Open) -> None:
+    """The widget may be closed while the browser still builds its view."""
+    with write(*["FakeBatch(3).play(0.05)"] * 5) as notebook:
+        notebook.run_all()
+        notebook.page.wait_for_timeout(3500)
+        assert notebook.page.get_by_text("3 calls").count() == 5
+        assert notebook.console == []
+
+
+def test_a_reloaded_page_goes_on(write: Open) -> None:
+    with write("batch = FakeBatch(3000).play(100)\nbatch") as notebook:
+        notebook.run_all()
+        notebook.save()
+        before = done(notebook)
+        notebook.page.reload(wait_until="domcontentloaded")
+        notebook.page.locator(".qnb-bar").wait_for()
+        notebook.page.wait_for_function(
+            "(before) => Number(document.querySelector('.qnb-bar').ariaValueNow) > before + 30", arg=before
+        )
+        assert notebook.console == []
+
+
+COUNT = """
+from qnb.notebook.stage import STAGE
+widget, sent = STAGE.views()[0]._widget, []
+widget.send, send = lambda message: (sent.append(message["kind"]), send(message)), widget.send
+"""
+
+
+def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open) -> None:
+    cells = [
+        "batch = FakeBatch(30_000).play(300)\nbatch",
+        COUNT,
+        "print('far\\n' * 200)",
+        "time.sleep(3); before = list(sent); time.sleep(2); after = list(sent)",
+        "print(len(before) > 0, after == before)",
+    ]
+    with write(*cells) as notebook:
+        notebook.start()
+        notebook.page.locator(".jp-OutputArea-output", has_text="far").wait_for()
+        notebook.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 1e6)")
+        notebook.wait_for_end(20)
+        assert notebook.page.locator(".jp-OutputArea-output").last.inner_text().strip() == "True True"
+
+
+def test_a_kernel_that_dies_is_told_of(write: Open) -> None:
+    with write("batch = FakeBatch(3000).play(300)\nbatch", "os.kill(os.getpid(), 9)") as notebook:
+        notebook.start()
+        notebook.page.get_by_text("No news from the kernel").wait_for(timeout=30_000)
