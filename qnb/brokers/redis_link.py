@@ -1,7 +1,7 @@
 """A link to a Redis server: commands out, replies in. The lowest layer of the Redis broker and backend.
 
-Plain and Unix sockets speak RESP2 through hiredis alone, Redis' own client library: redis-py takes a quarter of a
-second to import, more than a whole first task may take. TLS and Sentinel go through redis-py (see redis_secure).
+It speaks RESP2 through hiredis, Redis' own client library, on a blocking socket: redis-py takes a quarter of a second
+to import, more than a whole first task may take. Only Sentinel is asked through redis-py (see redis_secure).
 
 What goes wrong on the way is an OSError; what the server refuses is a ServerError among the replies.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
 
@@ -45,18 +45,6 @@ class ServerError(Exception):
     @property
     def code(self) -> str:
         return str(self).partition(" ")[0]
-
-
-class Link(Protocol):
-    """One connection, used by one thread at a time."""
-
-    def send(self, commands: Sequence[Command]) -> None:
-        """Write all of them at once."""
-
-    def read_into(self, replies: list[Reply], count: int, timeout: float) -> None:
-        """Append `count` replies; TimeoutError when one takes longer. What was read before an error stays."""
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +106,27 @@ def _database(address: Address, path: str) -> int:
 def open_link(target: Target, timeout: float = CONNECT_SECONDS) -> Link:
     """Connect, log in and choose the database. OSError or ServerError when that fails, AccessDenied when refused."""
     deadline = time.monotonic() + timeout
-    link: Link
-    if target.tls is None and target.master is None:
-        link = SocketLink(
-            dial_socket(target.socket_path, deadline) if target.socket_path else dial(target.hosts[0], deadline)
-        )
-    else:
-        from qnb.brokers.redis_secure import open_secure
-
-        link = open_secure(target, timeout)
+    link = Link(_connect(target, deadline))
     try:
         _greet(link, target, deadline)
     except BaseException:
         link.close()
         raise
     return link
+
+
+def _connect(target: Target, deadline: float) -> socket.socket:
+    if target.socket_path:
+        return dial_socket(target.socket_path, deadline)
+    place = target.hosts[0]
+    if target.tls is None and target.master is None:
+        return dial(place, deadline)
+    from qnb.brokers.redis_secure import find_master, secure
+
+    if target.master is not None:
+        place = find_master(target, max(0.5, (deadline - time.monotonic()) / 2))
+    sock = dial(place, deadline)
+    return sock if target.tls is None else secure(sock, target, place[0])
 
 
 def _greet(link: Link, target: Target, deadline: float) -> None:
@@ -231,8 +225,8 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class SocketLink:
-    """RESP2 over a blocking socket, packed and parsed by hiredis (whose type stub knows less than it takes)."""
+class Link:
+    """One connection, used by one thread at a time. The type stub of hiredis knows less than it takes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -241,6 +235,7 @@ class SocketLink:
         self._timeout = 0.0
 
     def send(self, commands: Sequence[Command]) -> None:
+        """Write all of them at once."""
         pieces = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
         self._set_timeout(REPLY_SECONDS)
         if len(pieces) == 1:
@@ -258,6 +253,7 @@ class SocketLink:
             self._socket.sendall(b"".join(pieces[start:]))
 
     def read_into(self, replies: list[Reply], count: int, timeout: float) -> None:
+        """Append `count` replies; TimeoutError when one takes longer. What was read before an error stays."""
         reader, buffer, sock = self._reader, self._buffer, self._socket
         self._set_timeout(timeout)
         while count:

@@ -172,7 +172,7 @@ def test_ctrl_c_while_receiving_loses_nothing(place: Place) -> None:
     with interruptions() as happened:
         poster.start()
         while len(got) < total and time.monotonic() < deadline:
-            signal.setitimer(signal.ITIMER_REAL, 0.001 + len(happened) % 20 / 500)
+            signal.setitimer(signal.ITIMER_REAL, 0.002 * 1.3 ** (len(happened) % 20))
             try:
                 got += inbox.receive_many(5, 0.5)
             except KeyboardInterrupt:
