@@ -161,23 +161,42 @@ class SocketBells(Bells):
         super().__init__()
         name = hashlib.blake2b(os.path.realpath(path).encode(), digest_size=6).hexdigest()
         self._folder = os.path.join(tempfile.gettempdir(), f"qnb-{os.getuid()}-{name}")
-        with suppress(FileExistsError):
-            os.mkdir(self._folder, 0o700)
-        found = os.lstat(self._folder)
-        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or stat.S_IMODE(found.st_mode) & 0o077:
-            raise OSError(errno.EPERM, f"{self._folder} is not this user's own")
-        self._file = os.open(os.path.join(self._folder, "board"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._mutex = threading.Lock()
         self._start = 0
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
         try:
-            if os.fstat(self._file).st_size < RECORD * RECORDS:
-                os.ftruncate(self._file, RECORD * RECORDS)
-            self.board = mmap.mmap(self._file, RECORD * RECORDS)
-            self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._sender.setblocking(False)
+            self._file, self.board = self._open()
         except (OSError, ValueError) as error:
-            os.close(self._file)
+            self._sender.close()
             raise OSError(errno.EIO, str(error)) from error
+
+    def _open(self) -> tuple[int, mmap.mmap]:
+        """The board, in a folder that is this user's alone."""
+        for _ in range(9):
+            with suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            found = os.lstat(self._folder)
+            if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or stat.S_IMODE(found.st_mode) & 0o077:
+                raise OSError(errno.EPERM, f"{self._folder} is not this user's own")
+            with suppress(FileNotFoundError):  # whoever was last here has just tidied up
+                file = os.open(f"{self._folder}/board", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                break
+        else:
+            raise OSError(errno.EAGAIN, f"{self._folder} comes and goes")
+        try:
+            if os.fstat(file).st_size < RECORD * RECORDS:
+                os.ftruncate(file, RECORD * RECORDS)
+            return file, mmap.mmap(file, RECORD * RECORDS)
+        except BaseException:
+            os.close(file)
+            raise
+
+    def _renew(self) -> None:
+        """Another board where the last to leave has removed this one; there was no bell of ours on it."""
+        old = self._file
+        self._file, self.board = self._open()
+        os.close(old)
 
     def _path(self, number: int) -> str:
         return f"{self._folder}/{number}"
@@ -186,7 +205,11 @@ class SocketBells(Bells):
     def _alone(self) -> Iterator[None]:
         """The only thread of the only process that changes who has which record."""
         with self._mutex:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            while True:
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                if os.fstat(self._file).st_nlink:
+                    break
+                self._renew()
             try:
                 yield
             finally:
@@ -275,6 +298,9 @@ class SocketBells(Bells):
     def ring(self, topic: bytes, count: int = 1) -> None:
         if self._own:
             super().ring(topic)
+        if os.fstat(self._file).st_nlink == 0:
+            with self._alone():
+                pass
         board, wanted = self.board, _WAITING + topic
         end = RECORD * (self._used() + 1)
         # A start that moves on spreads the work over those who wait.
@@ -293,7 +319,7 @@ class SocketBells(Bells):
 
     def remove(self, bell: SocketBell) -> None:
         """Take one bell down."""
-        with suppress(ValueError, OSError), self._alone():  # the board may be closed already
+        with suppress(OSError), self._alone():
             for at in bell.places:
                 if self._number(at) == bell.number:
                     self.board[at : at + RECORD] = bytes(RECORD)
@@ -302,10 +328,15 @@ class SocketBells(Bells):
 
     def close(self) -> None:
         super().close()
-        with self._mutex, suppress(OSError, BufferError):
+        with suppress(OSError), self._alone():
+            self._reap()
+            if not self._used():  # the last to leave tidies up
+                os.unlink(f"{self._folder}/board")
+                os.rmdir(self._folder)
+        with self._mutex, suppress(OSError):
             self._sender.close()
-            self.board.close()
             os.close(self._file)
+            self._file = -1  # the board stays mapped: a thread may be looking at its records
 
 
 def bells_for(path: str) -> Bells:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from qnb.brokers.base import PRESENCE_SECONDS, Presence
 from qnb.brokers.bell import Bells, topic_of
 from qnb.brokers.sqlite_file import Database
+from qnb.errors import BrokerUnavailable
 from qnb.message import Note
 
 # A mailbox that nobody has read for so long belongs to a process that died.
@@ -127,6 +128,10 @@ class SqliteInbox:
                 else:
                     self._bell.arm()
                     looks, look = looks + 1, self._changed()
+        except BrokerUnavailable:
+            if self.closed:  # by another thread, in this moment
+                return []
+            raise
         finally:
             if armed:
                 self._bell.disarm()

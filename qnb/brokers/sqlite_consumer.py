@@ -10,6 +10,7 @@ from qnb.brokers.base import Delivery
 from qnb.brokers.bell import Bells, topic_of
 from qnb.brokers.sqlite_file import Database
 from qnb.brokers.sqlite_queue import QueueTables, Row
+from qnb.errors import BrokerUnavailable
 
 # How late an expired lease or a delay may be noticed while there is other work.
 PROMOTE_SECONDS = 0.05
@@ -63,6 +64,10 @@ class SqliteConsumer:
                     self._bell.arm()
                     looks += 1
             return []
+        except BrokerUnavailable:
+            if self.closed:  # by another thread, in this moment
+                return []
+            raise
         finally:
             self._woken = False
             if armed and self._bell.disarm():

@@ -152,6 +152,40 @@ def test_the_bells_of_the_killed_are_taken_down(broker: SqliteBroker, url: str) 
     assert sum(name.isdigit() for name in os.listdir(bells._folder)) == 1
 
 
+def test_the_last_to_leave_takes_the_bells_away_and_who_stays_gets_new_ones(url: str) -> None:
+    stays = SqliteBroker(url)
+    bells = stays._bells
+    assert isinstance(bells, bell.SocketBells)
+    SqliteBroker(url).close()
+    assert not os.path.exists(bells._folder)
+    late = SqliteBroker(url)
+    consumer = late.consume(["q"], prefetch=1)
+    threading.Timer(0.1, stays.publish_many, [[Envelope("q", b"x")]]).start()
+    assert consumer.receive_many(1, 5)
+    own = stays._bells.hang([b"1234567"])
+    assert isinstance(own, bell.SocketBell)
+    own.close()
+    for each in (late, stays):
+        each.close()
+    assert not os.path.exists(bells._folder)
+
+
+def test_closing_in_another_thread_ends_a_wait(url: str) -> None:
+    broker = SqliteBroker(url)
+    consumer, inbox = broker.consume(["q"], prefetch=1), broker.bus().join("me")
+    got: list[object] = []
+    threads = [
+        threading.Thread(target=lambda each=each: got.extend([each.receive_many(1, 30)])) for each in (consumer, inbox)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    broker.close()
+    for thread in threads:
+        thread.join(5)
+    assert got == [[], []]
+
+
 def test_large_bodies_live_in_a_row_of_their_own_and_go_with_their_message(broker: SqliteBroker) -> None:
     large = os.urandom(100_000)
 
