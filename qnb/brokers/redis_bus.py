@@ -10,7 +10,7 @@ from contextlib import suppress
 from qnb.brokers.base import PRESENCE_SECONDS, Inbox, Presence
 from qnb.brokers.redis_client import Client, Line, wait_until
 from qnb.brokers.redis_link import Command, ServerError
-from qnb.brokers.redis_scripts import BEAT, JOIN, MAILBOX_NOTES, PEERS, script
+from qnb.brokers.redis_scripts import MAILBOX_NOTES, new_script, script
 from qnb.errors import BrokerError
 from qnb.message import Note
 
@@ -19,6 +19,37 @@ from qnb.message import Note
 _KEPT_SECONDS = 900.0
 _KEEP_EVERY = 60.0
 _WAKE = b"\0"
+
+# peer, present (ms); blob: info.
+_BEAT = new_script("""
+local t = now()
+for _, gone in ipairs(call('ZRANGEBYSCORE', P..'peers', '-inf', t - 60000, 'LIMIT', 0, 50)) do
+  call('ZREM', P..'peers', gone)
+  call('HDEL', P..'info', gone)
+end
+call('ZADD', P..'peers', t + args.present, args.peer)
+call('HSET', P..'info', args.peer, ARGV[2])
+return 1
+""")
+
+# prefix. Returns [peer, info, peer, info, …].
+_PEERS = new_script("""
+local found, size = {}, #args.prefix
+for _, peer in ipairs(call('ZRANGEBYSCORE', P..'peers', '('..now(), '+inf')) do
+  if string.sub(peer, 1, size) == args.prefix then
+    found[#found + 1] = peer
+    found[#found + 1] = call('HGET', P..'info', peer) or ''
+  end
+end
+return found
+""")
+
+# peer, kept: ms. An empty stream, so that notes have where to go: XADD … NOMKSTREAM drops the rest.
+_JOIN = new_script("""
+local key = P..'in:'..args.peer
+redis.pcall('XGROUP', 'CREATE', key, 'qnb', '0', 'MKSTREAM')
+return call('PEXPIRE', key, args.kept)
+""")
 
 
 class RedisBus:
@@ -36,7 +67,7 @@ class RedisBus:
             self._client.all([post(self._base, note) for note in notes])
 
     def peers(self, prefix: str = "") -> Sequence[Presence]:
-        found = self._client.one(*script(PEERS, self._base, {"prefix": prefix}))
+        found = self._client.one(*script(_PEERS, self._base, {"prefix": prefix}))
         pairs = zip(found[::2], found[1::2], strict=True)
         return sorted((Presence(peer.decode(), info) for peer, info in pairs), key=lambda presence: presence.peer)
 
@@ -68,7 +99,7 @@ class RedisInbox:
         self._join()
 
     def _join(self) -> None:
-        self._client.one(*script(JOIN, self._base, {"peer": self.peer, "kept": round(_KEPT_SECONDS * 1000)}))
+        self._client.one(*script(_JOIN, self._base, {"peer": self.peer, "kept": round(_KEPT_SECONDS * 1000)}))
         self._keep_at = time.monotonic() + _KEEP_EVERY
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Note]:
@@ -115,7 +146,7 @@ class RedisInbox:
 
     def beat(self, info: bytes = b"") -> None:
         arguments = {"peer": self.peer, "present": round(PRESENCE_SECONDS * 1000)}
-        self._client.one(*script(BEAT, self._base, arguments, info))
+        self._client.one(*script(_BEAT, self._base, arguments, info))
 
     def wake(self) -> None:
         self._woken = True

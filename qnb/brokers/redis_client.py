@@ -64,6 +64,8 @@ class Outage:
         self._tries = 0
 
     def over(self) -> None:
+        if self._tries > 1:
+            _say("the Redis at %s is back", self._target.place)
         self._since, self._tries = None, 0
 
     def pause(self, error: Exception) -> float:
@@ -76,7 +78,15 @@ class Outage:
         self._tries += 1
         if self._tries == 1:  # mostly a link that went stale while the server is there
             return 0.0
+        if self._tries == 2:
+            _say("the Redis at %s went away (%s); trying again for %.0f s", self._target.place, error, self._patience)
         return min(1.0, 0.02 * 2.0**self._tries) * random.uniform(0.75, 1.25)
+
+
+def _say(message: str, *arguments: object) -> None:
+    import logging  # here: it takes longer to import than to connect, and mostly nothing is to be said
+
+    logging.getLogger("qnb").warning(message, *arguments)
 
 
 def unreachable(target: Target, kind: Kind, error: Exception) -> QnbError:
@@ -140,7 +150,9 @@ class Client:
                     raise self.translate(error) from error
                 trouble = ConnectionError(str(error))
             todo = [i for i in todo if _again(replies[i])]
-            if todo:
+            if not todo:
+                outage.over()
+            else:
                 self._pause(outage, trouble, [replies[i] for i in todo])
         return replies
 
@@ -322,7 +334,12 @@ class Line:
         link.read_into(replies, count, wait.seconds + REPLY_SECONDS)
 
     def _pause(self, error: Exception, deadline: float) -> None:
-        pause = min(self._outage.pause(error), deadline - time.monotonic())
+        try:
+            pause = self._outage.pause(error)
+        except QnbError:
+            self._rest(min(1.0, max(0.0, deadline - time.monotonic())))  # who calls again at once would spin
+            raise
+        pause = min(pause, deadline - time.monotonic())
         if pause > 0:
             self._rest(pause)
 

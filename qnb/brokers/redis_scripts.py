@@ -48,7 +48,7 @@ end
 local function stream(queue, level) return P..'q'..level..':'..queue end
 """
 
-_MINE = """
+MINE = """
 local function mine(key, id, count)
   local found = redis.pcall('XPENDING', key, 'qnb', id, id, 1, args.me)
   return found[1] and found[1][4] == count
@@ -78,7 +78,8 @@ end
 """
 
 
-def _script(*parts: str) -> bytes:
+def new_script(*parts: str) -> bytes:
+    """Register a script by its digest."""
     text = _PRELUDE + "".join(parts)
     sha = sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
     SCRIPTS[sha] = text
@@ -91,7 +92,7 @@ def script(sha: bytes, base: str, arguments: dict[str, Any], *blobs: bytes) -> C
 
 
 # queue, level, delay (ms); blob: the body. For messages with a delay or a level above 0.
-PUBLISH = _script(
+PUBLISH = new_script(
     _PUT,
     """
 if args.delay > 0 then later(args.queue, args.level, ARGV[2], 0, args.delay)
@@ -104,8 +105,8 @@ return 1
 # Everything a consumer has to see to now and then: moves what is due, takes over what has outlived its lease.
 # pcall where a server out of memory refuses: consumers must go on, it is they who make room.
 # Returns lease, ms until there is something to see to again, levels, [[level, id, count, base, body], …].
-LOOK = _script(
-    _MINE,
+LOOK = new_script(
+    MINE,
     _PUT,
     f"""
 local queue, me, t, taken = args.queue, args.me, now(), {{}}
@@ -115,7 +116,6 @@ if not lease or args.force and lease ~= args.lease then
   lease = args.lease
 end
 local wake, wait, held = P..'wake:'..me, P..'wait:'..queue, P..'held:'..queue
-call('ZREMRANGEBYSCORE', wait, '-inf', t)
 redis.pcall('ZADD', wait, t + 3 * {_MAX_IDLE_LOOK}, me)
 if args.woken then call('DEL', wake) end
 redis.pcall('XGROUP', 'CREATE', wake, 'qnb', '0', 'MKSTREAM')
@@ -167,13 +167,25 @@ for _, level in ipairs(levels) do
   for _, p in ipairs(pending) do rest = math.min(rest, math.max(0, lease - p[3])) end
   if #pending == {_PENDING_LOOK} then rest = math.min(rest, 400) end
 end
+
+-- Consumers that ended without a word. One with pending entries must stay until they are taken over: removing it
+-- would remove them.
+for _, name in ipairs(call('ZRANGEBYSCORE', wait, '-inf', t, 'LIMIT', 0, 20)) do
+  local holds = false
+  for _, level in ipairs(levels) do
+    local key = stream(queue, level)
+    if #call('XPENDING', key, 'qnb', '-', '+', 1, name) > 0 then holds = true
+    else call('XGROUP', 'DELCONSUMER', key, 'qnb', name) end
+  end
+  if not holds then call('ZREM', wait, name) end
+end
 return {{lease, rest, levels, taken}}
 """,
 )
 
 # me, limit, queues. Takes what is there, the highest level first, over all levels in use at this moment.
 # Returns [[queue, level, entries], …].
-CLAIM = _script("""
+CLAIM = new_script("""
 local left, got, streams = args.limit, {}, {}
 for _, queue in ipairs(args.queues) do
   for _, level in ipairs(call('SMEMBERS', P..'levels:'..queue)) do
@@ -196,8 +208,8 @@ return got
 """)
 
 # me, items: [queue, level, id, count].
-ACK = _script(
-    _MINE,
+ACK = new_script(
+    MINE,
     """
 local done = 0
 for _, m in ipairs(args.items) do
@@ -213,8 +225,8 @@ return done
 )
 
 # me, delay ms, items: [queue, level, id, count, base].
-RELEASE = _script(
-    _MINE,
+RELEASE = new_script(
+    MINE,
     _PUT,
     """
 local done = 0
@@ -236,8 +248,8 @@ return done
 )
 
 # me, reason, cap, items: [queue, level, id, count].
-REJECT = _script(
-    _MINE,
+REJECT = new_script(
+    MINE,
     """
 local done = 0
 for _, m in ipairs(args.items) do
@@ -258,8 +270,8 @@ return done
 
 # me, ms, items: [queue, level, id, count]. Idle time cannot be set below zero: a lease longer than the queue's own
 # is written down beside, and LOOK heeds it.
-EXTEND = _script(
-    _MINE,
+EXTEND = new_script(
+    MINE,
     """
 local t, leases, done = now(), {}, 0
 for _, m in ipairs(args.items) do
@@ -280,7 +292,7 @@ return done
 )
 
 # me, queues. A consumer with pending entries must stay: removing it would lose them.
-LEAVE = _script("""
+LEAVE = new_script("""
 for _, queue in ipairs(args.queues) do
   call('ZREM', P..'wait:'..queue, args.me)
   for level = 0, 9 do
@@ -292,7 +304,7 @@ return call('DEL', P..'wake:'..args.me)
 """)
 
 # queue. Waiting: in a stream and not pending, or delayed.
-DEPTH = _script("""
+DEPTH = new_script("""
 local waiting = call('ZCARD', P..'due:'..args.queue)
 for level = 0, 9 do
   local key = stream(args.queue, level)
@@ -307,7 +319,7 @@ return waiting
 
 # queue, limit. What was delivered and not settled is pending, what comes after the last delivered one waits.
 # Returns how many it dropped; to be called until that is 0.
-PURGE = _script("""
+PURGE = new_script("""
 local dropped = call('ZREMRANGEBYRANK', P..'due:'..args.queue, 0, args.limit - 1)
 for level = 0, 9 do
   local key = stream(args.queue, level)
@@ -328,87 +340,9 @@ return dropped
 """)
 
 # queue.
-REMOVE = _script("""
+REMOVE = new_script("""
 call('HDEL', P..'queues', args.queue)
 for level = 0, 9 do call('DEL', stream(args.queue, level)) end
 for _, kind in ipairs({'levels:', 'due:', 'dead:', 'held:', 'wait:'}) do call('DEL', P..kind..args.queue) end
 return 1
 """)
-
-# peer, present (ms); blob: info.
-BEAT = _script("""
-local t = now()
-for _, gone in ipairs(call('ZRANGEBYSCORE', P..'peers', '-inf', t - 60000, 'LIMIT', 0, 50)) do
-  call('ZREM', P..'peers', gone)
-  call('HDEL', P..'info', gone)
-end
-call('ZADD', P..'peers', t + args.present, args.peer)
-call('HSET', P..'info', args.peer, ARGV[2])
-return 1
-""")
-
-# prefix. Returns [peer, info, peer, info, …].
-PEERS = _script("""
-local found, size = {}, #args.prefix
-for _, peer in ipairs(call('ZRANGEBYSCORE', P..'peers', '('..now(), '+inf')) do
-  if string.sub(peer, 1, size) == args.prefix then
-    found[#found + 1] = peer
-    found[#found + 1] = call('HGET', P..'info', peer) or ''
-  end
-end
-return found
-""")
-
-# peer, kept: ms. An empty stream, so that notes have where to go: XADD … NOMKSTREAM drops the rest.
-JOIN = _script("""
-local key = P..'in:'..args.peer
-redis.pcall('XGROUP', 'CREATE', key, 'qnb', '0', 'MKSTREAM')
-return call('PEXPIRE', key, args.kept)
-""")
-
-# store: [run, first, count, blob of its data, bits of count], post: [peer, kind, blob], me, items as in ACK;
-# out: "{prefix}:" of the backend, expires (ms). Blobs are counted from 0; an outcome that is stored and posted crosses
-# the wire once.
-# Returns the positions (from 0) of refused records.
-#
-# One script, so one step: the record that won is posted before any other turn can store or post. A reader that takes
-# the first outcome it sees of a call therefore has the one that is stored, and the note of a refused record, which
-# could only contradict it, is left out.
-SETTLE = _script(
-    _MINE,
-    f"local mailbox_notes = {MAILBOX_NOTES}",
-    """
-local refused, silent, runs = {}, {}, {}
-for i, s in ipairs(args.store) do
-  local data = struct.pack('>I4', s[3])..ARGV[s[4] + 2]
-  local key, starts = args.out..'out:'..s[1], args.out..'starts:'..s[1]
-  if call('HSETNX', key, s[2], data) == 0 and call('HGET', key, s[2]) ~= data then
-    refused[#refused + 1] = i - 1
-    silent[s[4]] = true
-  else
-    silent[s[4]] = false
-  end
-  call('SETBIT', starts, s[2] + 32, 1)
-  runs[s[1]] = runs[s[1]] or {}
-  runs[s[1]][s[5]] = true
-end
-for run, widths in pairs(runs) do
-  for width in pairs(widths) do call('SETBIT', args.out..'starts:'..run, width, 1) end
-  call('PEXPIRE', args.out..'starts:'..run, args.expires)
-  call('PEXPIRE', args.out..'out:'..run, args.expires)
-end
-for _, n in ipairs(args.post) do
-  if not silent[n[3]] then
-    call('XADD', P..'in:'..n[1], 'NOMKSTREAM', 'MAXLEN', '~', mailbox_notes, '*', n[2], ARGV[n[3] + 2])
-  end
-end
-for _, m in ipairs(args.items) do
-  local key = stream(m[1], m[2])
-  if mine(key, m[3], m[4]) then
-    call('XACK', key, 'qnb', m[3])
-    call('XDEL', key, m[3])
-  end
-end
-return refused
-""",
-)

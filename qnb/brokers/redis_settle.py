@@ -9,13 +9,60 @@ from qnb.brokers.base import Consumer, Turn
 from qnb.brokers.redis_client import Client
 from qnb.brokers.redis_consumer import RedisConsumer, Token
 from qnb.brokers.redis_link import Command, Target
-from qnb.brokers.redis_scripts import SETTLE, script
+from qnb.brokers.redis_scripts import MAILBOX_NOTES, MINE, new_script, script
 from qnb.brokers.redis_server import Server
 from qnb.errors import PayloadTooLarge
 from qnb.message import Envelope, Note, Stored
 
 # proto-max-bulk-len is 512 MB unless the server's owner changed it; the server hangs up on more.
 LARGEST_VALUE = 512 * 1024 * 1024 - 1024
+
+# store: [run, first, count, blob of its data, bits of count], post: [peer, kind, blob], me, items as in ACK;
+# out: "{prefix}:" of the backend, expires (ms). Blobs are counted from 0; an outcome that is stored and posted crosses
+# the wire once.
+# Returns the positions (from 0) of refused records.
+#
+# One script, so one step: the record that won is posted before any other turn can store or post. A reader that takes
+# the first outcome it sees of a call therefore has the one that is stored, and the note of a refused record, which
+# could only contradict it, is left out.
+_SETTLE = new_script(
+    MINE,
+    f"local mailbox_notes = {MAILBOX_NOTES}",
+    """
+local refused, silent, runs = {}, {}, {}
+for i, s in ipairs(args.store) do
+  local data = struct.pack('>I4', s[3])..ARGV[s[4] + 2]
+  local key, starts = args.out..'out:'..s[1], args.out..'starts:'..s[1]
+  if call('HSETNX', key, s[2], data) == 0 and call('HGET', key, s[2]) ~= data then
+    refused[#refused + 1] = i - 1
+    silent[s[4]] = true
+  else
+    silent[s[4]] = false
+  end
+  call('SETBIT', starts, s[2] + 32, 1)
+  runs[s[1]] = runs[s[1]] or {}
+  runs[s[1]][s[5]] = true
+end
+for run, widths in pairs(runs) do
+  for width in pairs(widths) do call('SETBIT', args.out..'starts:'..run, width, 1) end
+  call('PEXPIRE', args.out..'starts:'..run, args.expires)
+  call('PEXPIRE', args.out..'out:'..run, args.expires)
+end
+for _, n in ipairs(args.post) do
+  if not silent[n[3]] then
+    call('XADD', P..'in:'..n[1], 'NOMKSTREAM', 'MAXLEN', '~', mailbox_notes, '*', n[2], ARGV[n[3] + 2])
+  end
+end
+for _, m in ipairs(args.items) do
+  local key = stream(m[1], m[2])
+  if mine(key, m[3], m[4]) then
+    call('XACK', key, 'qnb', m[3])
+    call('XDEL', key, m[3])
+  end
+end
+return refused
+""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +115,7 @@ def settle_command(
         "out": home.base,
         "expires": home.expires,
     }
-    return script(SETTLE, base, arguments, *blobs.values)
+    return script(_SETTLE, base, arguments, *blobs.values)
 
 
 def check_size(size: int, what: str) -> None:
