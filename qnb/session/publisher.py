@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, QueueSpec
-from qnb.codec.signing import BLOB, CODE, FRAME, Signer
+from qnb.codec.claims import lighten
+from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.message import Envelope, Frame
 
 log = logging.getLogger(__name__)
 
-INLINE_CODE = 16384
-ROOM_FOR_HEADERS = 4096
 RETRY_SECONDS = 1.0
 
 
@@ -41,7 +37,7 @@ class Publisher:
         self.signer = signer
         self._failed = failed
         self._queues: set[str] = set()
-        self._stored: set[bytes] = set()
+        self._stored: set[str] = set()
         self._unsent: list[tuple[Envelope, Frame]] = []
         self._lock = threading.Lock()
 
@@ -101,16 +97,13 @@ class Publisher:
             self._unsent += pairs
 
     def _envelope(self, frame: Frame, queue: str, delay: float) -> Envelope:
-        function = frame.function
-        if function.code is not None and len(function.code) > INLINE_CODE:
-            if function.hash not in self._stored:
-                self.backend.put_blob(function.hash.hex(), self.signer.seal(CODE, function.code))
-                self._stored.add(function.hash)
-            frame = replace(frame, function=replace(function, code=None))
-        limit = self.broker.features.limits.message_bytes
-        if limit is not None and len(frame.args) > limit - ROOM_FOR_HEADERS:
-            key = hashlib.sha256(frame.args).hexdigest()[:32]
-            self.backend.put_blob(key, self.signer.seal(BLOB, frame.args))
-            frame = replace(frame, args=b"", blob=key)
+        frame = lighten(frame, self.broker.features.limits.message_bytes, self._put)
         body = self.signer.pack(FRAME, frame)
         return Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
+
+    def _put(self, key: str, purpose: bytes, body: bytes) -> None:
+        if key in self._stored:
+            return
+        self.backend.put_blob(key, self.signer.seal(purpose, body))
+        if purpose == CODE:  # the same with every frame; arguments come once
+            self._stored.add(key)

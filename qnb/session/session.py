@@ -20,7 +20,7 @@ from qnb import registry, settings
 from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.outcomes import gaps
-from qnb.codec.payloads import encode_columns, is_plain
+from qnb.codec.payloads import encode_columns, encode_pickled, is_plain
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer, decode
 from qnb.errors import BadSignature, ConfigurationError, QnbError
@@ -182,14 +182,14 @@ class Session(concurrent.futures.Executor):
         """
         rows = list(zip(*iterables, strict=False))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
-        return self._launch(fn, columns, (), timeout, chunksize)
+        return self._launch(fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
 
     def starmap(self, fn: Callable[..., Any], tuples: Iterable[Iterable[Any]]) -> Batch:
         """Run fn(*arguments) for each tuple of arguments; all of one length."""
         rows = [tuple(row) for row in tuples]
         if len({len(row) for row in rows}) > 1:
             raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
-        return self._launch(fn, [list(column) for column in zip(*rows, strict=True)], (), None, None)
+        return self._launch(fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
 
     def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], **fixed: Any) -> Batch:
         """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
@@ -200,23 +200,26 @@ class Session(concurrent.futures.Executor):
             inner = fn.function if isinstance(fn, Task) else fn
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
-        return self._launch(fn, columns, names, None, None)
+        return self._launch(fn, columns, names, count=len(rows))
 
     def _launch(
         self,
         fn: Callable[..., Any],
         columns: list[list[Any]],
-        names: tuple[str, ...],
-        timeout: float | None,
-        chunksize: int | None,
+        names: tuple[str, ...] = (),
+        *,
+        count: int,
+        timeout: float | None = None,
+        chunksize: int | None = None,
     ) -> Batch:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
+        if chunksize is not None and chunksize < 1:
+            raise ConfigurationError(f"chunksize={chunksize!r}: give 1 or more calls a message")
         options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
         function = fn.function if isinstance(fn, Task) else fn
         shipped = self._shipper.ship(function)
         labels = names or parameter_names(function, len(columns))
-        count = len(columns[0]) if columns else 0
         batch = Batch(self, self._new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
         batch.names = names
         batch.timeout = timeout
@@ -246,7 +249,10 @@ class Session(concurrent.futures.Executor):
             size = size or chunksize or self.sizes.frame(batch.function, count)
             stop = min(count, start + size)
             try:
-                args = encode_columns([column[start:stop] for column in columns], batch.names, plain_values)
+                if columns:
+                    args = encode_columns([column[start:stop] for column in columns], batch.names, plain_values)
+                else:
+                    args = encode_pickled([dumps(((), {}))] * (stop - start))
             except QnbError as error:
                 self.collector.settled(batch, batch.fail(0, count, error))
                 raise
