@@ -36,5 +36,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = config.stash.get(_LINES, [])
     if lines:
         terminalreporter.section("services")
-        for line in lines:
+        for line in sorted(set(lines)):
             terminalreporter.line(line)

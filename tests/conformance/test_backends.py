@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_runs_do_not_disturb_each_other(backend: Backend) -> None:
 
 def test_one_winner_among_many_threads(backend: Backend, vault: Place) -> None:
     other = vault.backend()
-    wins = [Later(lambda who=who: _race(backend if who % 2 else other, who)) for who in range(6)]
+    wins = [Later(partial(_race, backend if who % 2 else other, who)) for who in range(6)]
     won = [first for later in wins for first in later.result()]
     assert sorted(won) == list(range(100))
 
@@ -118,7 +119,7 @@ def test_spans_find_what_touches_them(backend: Backend, span: tuple[int, int], f
 def test_many_spans_at_once(backend: Backend) -> None:
     """Against the definition, with overlaps and records of all lengths."""
     chance = random.Random(11)
-    stored = {}
+    stored: dict[int, Stored] = {}
     for _ in range(300):
         first = chance.randrange(3000)
         stored.setdefault(first, record(first, chance.choice([1, 1, 1, 2, 7, 64, 256])))

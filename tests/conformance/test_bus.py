@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -129,7 +130,7 @@ def test_thousands_of_notes_from_several_threads_keep_their_order(place: Place) 
             batch = [Note("me", "event", b"%d:%d" % (who, number)) for number in range(start, start + 50)]
             broker.bus().post_many(batch)
 
-    posters = [Later(lambda who=who: post(who)) for who in range(3)]
+    posters = [Later(partial(post, who)) for who in range(3)]
     got = [note.body.split(b":") for note in read(inbox, 3000, within=30, limit=97)]
     for poster in posters:
         poster.result()

@@ -8,6 +8,7 @@ from collections import Counter
 
 from qnb.brokers.base import DEFAULT_LEASE, Consumer, Delivery, QueueSpec
 from tests.conformance.help import LATE, LEASE, SLACK, Later, Place, bodies, messages, nothing, numbered, take
+from tests.services import with_options
 
 CONSUMER = """
 import sys, time
@@ -279,8 +280,7 @@ def test_settling_from_another_thread_while_one_receives(place: Place) -> None:
 def test_a_killed_process_gives_back_what_it_held(place: Place) -> None:
     broker = place.broker(lease=LEASE)
     broker.publish_many(numbered(3))
-    url = f"{place.url}{'&' if '?' in place.url else '?'}lease={LEASE}"
-    process = place.process(CONSUMER, url, "3")
+    process = place.process(CONSUMER, with_options(place.url, lease=LEASE), "3")
     assert process.stdout is not None
     assert process.stdout.readline() == "3\n"
     process.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from qnb.backends.base import Backend
@@ -84,7 +86,7 @@ def test_the_first_note_of_a_call_has_what_is_stored(pair: Pair, place: Place) -
             data = b"%d:%d" % (call, who)
             mine.settle(consumer, Turn(store=[Stored("run", call, 1, data)], post=[Note("session", "outcomes", data)]))
 
-    workers = [Later(lambda who=who: work(who)) for who in range(3)]
+    workers = [Later(partial(work, who)) for who in range(3)]
     for worker in workers:
         worker.result()
     seen: dict[int, bytes] = {}
