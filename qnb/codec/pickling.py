@@ -89,7 +89,7 @@ def _home_pickler() -> Callable[[io.BytesIO], Any]:
         import cloudpickle
         from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS as tracked
 
-        class HomePickler(cloudpickle.Pickler):
+        class HomePickler(cloudpickle.Pickler):  # type: ignore[misc]
             def reducer_override(self, obj: Any) -> Any:
                 if isinstance(obj, type) and (tracker := tracked.get(obj)) is not None:
                     return known_class, (tracker, cloudpickle.dumps(obj, 5))

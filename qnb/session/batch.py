@@ -119,14 +119,13 @@ class Batch:
     def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
         """The futures in the order in which their calls end."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        ended, at = self._ended, 0
+        ended = self._ended
         for given in range(len(self)):
-            if at == len(ended):
+            if given == len(ended):
                 left = None if deadline is None else deadline - time.monotonic()
-                if not self._wait_for(partial(self._more_than, at), left):
+                if not self._wait_for(partial(self._more_than, given), left):
                     raise TimeoutError(f"{len(self) - given:,} of {len(self):,} calls are not over")
-            yield self[ended[at]]
-            at += 1
+            yield self[ended[given]]
 
     def _more_than(self, count: int) -> bool:
         return len(self._ended) > count

@@ -24,6 +24,7 @@ FETCH_FRAMES = 8
 MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is charged by itself
 TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
+SHORT_SECONDS = 0.0002
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
@@ -385,6 +386,12 @@ class WorkerLogic:
 
     def _any_async(self) -> bool:
         return any(piece.held.frame.function.is_async for piece in self.waiting)
+
+    def only_short(self, deal: Deal) -> bool:
+        """Whether this is all that is running, and known to be over in a moment."""
+        busy = sum(len(lane.given) for lane in self.lanes.values())
+        given = self.lanes[deal.lane].given.get(deal.work.serial)
+        return busy == 1 and given is not None and given.seconds is not None and given.seconds < SHORT_SECONDS
 
     # Time passes ---------------------------------------------------------------------------------------------
 

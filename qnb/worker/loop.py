@@ -16,21 +16,22 @@ from dataclasses import dataclass
 import msgspec
 
 from qnb.backends.base import Backend
-from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec, Turn
-from qnb.codec.outcomes import gaps, slice_outcomes
-from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, OUTCOMES, Signer, decode, encode
+from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
+from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import MessageError, QnbError
-from qnb.message import DEFAULT_QUEUE, Command, Envelope, Frame, Note, Outcomes, Stored
+from qnb.message import DEFAULT_QUEUE, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
 from qnb.worker.logic import WorkerLogic
 from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
 from qnb.worker.protocol import Welcome
+from qnb.worker.settling import Settling
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.05
 AWAKE_SECONDS = 2.0
+STAY_SECONDS = 0.001
 WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
 
 
@@ -68,15 +69,15 @@ class Worker:
         self._poke.setblocking(False)
         self._actions: deque[act.Action] = deque()
         self._next_lane = 0
-        self._closing = self._cold = self._dozing = False
+        self._closing = self.cold = self._dozing = False
         self._last_work = time.monotonic()
         for queue in options.queues:
             broker.declare(QueueSpec(queue))
         self.bus = broker.bus()
         self.inbox = self.bus.join(self.peer)
-        self._commands = Commands(self)
+        self.commands = Commands(self)
         self.consumer = broker.consume(list(options.queues), prefetch=64)
-        self._settle_at_once = broker.partner(backend)
+        self.settling = Settling(self)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
             for body in (self._receive, self._settle, self._keep)
@@ -96,7 +97,7 @@ class Worker:
     def stop(self) -> None:
         """Warm: finish what runs, give back the rest, end. Called again: cold, what runs is killed and given back."""
         if self._closing:
-            self._cold = True
+            self.cold = True
         self._closing = True
         self._ring()
         self.consumer.wake()
@@ -113,7 +114,7 @@ class Worker:
             body()  # type: ignore[operator]
         except BaseException:
             log.exception("worker %s stops: a fault of its own", self.options.name)
-            self.failed = self._cold = self._closing = True
+            self.failed = self.cold = self._closing = True
             self._kill_all()
             self.stopped.set()
             self._ring()
@@ -135,26 +136,55 @@ class Worker:
                 continue
             for delivery in deliveries:
                 try:
-                    self._take(delivery)
+                    lane = self._take(delivery, alone=len(deliveries) == 1)
+                    if lane is not None:
+                        self._stay(lane)
                 except QnbError as error:
                     log.warning("cannot look after a delivery, it goes back: %s", error)
                     self._do([act.Release(delivery, 1.0)])
 
-    def _take(self, delivery: Delivery) -> None:
+    def _take(self, delivery: Delivery, alone: bool) -> Lane | None:
+        """Give a delivery to the logic. A lane that was given its only, short call is unwatched, and returned."""
         try:
             frame = self._open(delivery)
         except MessageError as error:
             log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
             self._do([act.Reject(delivery, str(error))])
-            return
-        stored = self._stored(frame) if delivery.deliveries > 1 else []
+            return None
+        stored: Sequence[Stored] = ()
+        if delivery.deliveries > 1:
+            stored = self.backend.fetch_many(frame.run, [(frame.first, frame.count)])
         spans = [(record.first, record.count) for record in stored]
         if stored and frame.reply_to:
             # Whoever stored them may have died before telling.
             self.bus.post_many([Note(frame.reply_to, "outcomes", record.data) for record in stored])
         with self._lock:
             self._last_work = time.monotonic()
-            self._do(self.logic.received(delivery, frame, spans, time.time()))
+            actions = self.logic.received(delivery, frame, spans, time.time())
+            lane = self._short(actions) if alone else None
+            if lane is not None:
+                self._selector.unregister(lane)
+            self._do(actions)
+        return lane
+
+    def _short(self, actions: list[act.Action]) -> Lane | None:
+        if len(actions) != 1 or not isinstance(actions[0], act.Deal) or not self.logic.only_short(actions[0]):
+            return None
+        return self.lanes[actions[0].lane]
+
+    def _stay(self, lane: Lane) -> None:
+        """A short call is over before this thread could sleep: wait for it here, and settle it without a switch."""
+        over = lane.wait(STAY_SECONDS)
+        with self._lock:
+            self._selector.register(lane, selectors.EVENT_READ, lane.number)
+            if lane.unsent:
+                self._watch(lane, True)
+            if not over:
+                return  # the settle thread sees to it from now on
+            self._hear(lane.number)
+            taken = list(self._actions)
+            self._actions.clear()
+        self.settling.turn(taken)
 
     def _open(self, delivery: Delivery) -> Frame:
         frame = self.signer.unpack(FRAME, delivery.body, Frame)
@@ -171,9 +201,6 @@ class Worker:
         if sealed is None:
             raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
         return self.signer.unseal(purpose, sealed)
-
-    def _stored(self, frame: Frame) -> Sequence[Stored]:
-        return self.backend.fetch_many(frame.run, [(frame.first, frame.count)])
 
     # Settle --------------------------------------------------------------------------------------------------
 
@@ -194,17 +221,17 @@ class Worker:
                         self._hear(key.data)
                 if busy:
                     marks = self._marks()
-                    self._do(self.logic.tick(marks, time.time()))
+                    self._do(self.logic.tick(marks, time.time()), here=True)
                 if self._closing:
-                    self._do(self.logic.drain())
-                    if self._cold:
+                    self._do(self.logic.drain(), here=True)
+                    if self.cold:
                         self._kill_all()
                 self._retire()
                 self._room.notify_all()
                 taken = list(self._actions)
                 self._actions.clear()
-            self._settle_turn(taken)
-            if self._closing and (self.logic.idle or self._cold) and not self._actions:
+            self.settling.turn(taken)
+            if self._closing and (self.logic.idle or self.cold) and not self._actions:
                 self._close()
                 return
 
@@ -212,24 +239,24 @@ class Worker:
         lane = self.lanes.get(number)
         if lane is None:
             return
-        if lane.unsent:  # type: ignore[attr-defined]
+        if lane.unsent:
             self._watch(lane, not lane.flush())
         try:
             for report in lane.receive():
                 self._last_work = time.monotonic()
-                self._do(self.logic.reported(number, report, time.time()))
+                self._do(self.logic.reported(number, report, time.time()), here=True)
         except LaneDied as death:
             self._selector.unregister(lane)
             del self.lanes[number]
-            if not self._closing or not self._cold:
+            if not self._closing or not self.cold:
                 log.warning("lane %d (pid %d) of worker %s: %s", number, lane.pid, self.options.name, death)
-            self._do(self.logic.lane_down(number, str(death), lane.mark(), time.time()))
+            self._do(self.logic.lane_down(number, str(death), lane.mark(), time.time()), here=True)
 
     def _marks(self) -> dict[int, tuple[int, int, float]]:
         return {number: lane.mark() for number, lane in self.lanes.items()}
 
-    def _do(self, actions: Sequence[act.Action]) -> None:
-        """Carry out what concerns lanes at once; leave the rest for the settle thread's next turn."""
+    def _do(self, actions: Sequence[act.Action], here: bool = False) -> None:
+        """Carry out what concerns lanes at once, leave the rest to the next turn: `here`, or the settle thread's."""
         if not actions:
             return
         later = False
@@ -238,7 +265,7 @@ class Worker:
                 if isinstance(action, act.Deal):
                     lane = self.lanes[action.lane]
                     lane.send(action.work)
-                    if lane.unsent:  # type: ignore[attr-defined]
+                    if lane.unsent:
                         self._watch(lane, True)
                 elif isinstance(action, act.Kill):
                     self.lanes[action.lane].kill()
@@ -246,7 +273,7 @@ class Worker:
                     self._spawn(action.is_async)
                 else:
                     self._actions.append(action)
-                    later = threading.current_thread() is not self._threads[1]
+                    later = not here
         if later or self._dozing:
             self._ring()
 
@@ -263,7 +290,7 @@ class Worker:
 
     def _watch(self, lane: Lane, writing: bool) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
-        if self._selector.get_key(lane).events != events:
+        if lane.fileno() in self._selector.get_map() and self._selector.get_key(lane).events != events:
             self._selector.modify(lane, events, lane.number)
 
     def _retire(self) -> None:
@@ -271,101 +298,6 @@ class Worker:
             lane = self.lanes.pop(number)
             self._selector.unregister(lane)
             lane.close()
-
-    # One turn ------------------------------------------------------------------------------------------------
-
-    def _settle_turn(self, taken: list[act.Action]) -> None:
-        turn = Turn()
-        rest: list[act.Action] = []
-        for action in taken:
-            match action:
-                case act.Keep(run, first, count, states, data, reply_to):
-                    self._add_outcome(turn, Stored(run, first, count, data), reply_to)
-                    self._commands.ended(run, first, count, states)
-                case act.Conclude(outcomes, reply_to):
-                    data = self.signer.pack(OUTCOMES, outcomes)
-                    self._add_outcome(turn, Stored(outcomes.run, outcomes.first, outcomes.count, data), reply_to)
-                    self._commands.ended(outcomes.run, outcomes.first, outcomes.count, outcomes.states)
-                case act.Tell(progress, reply_to):
-                    if reply_to:
-                        turn.post.append(Note(reply_to, "progress", self.signer.pack(NOTE, progress)))
-                    self._commands.progressed(progress)
-                case act.Publish(frame, queue, delay):
-                    body = self.signer.pack(FRAME, frame)
-                    turn.publish.append(
-                        Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
-                    )
-                case act.Ack(delivery):
-                    turn.ack.append(delivery)
-                case _:
-                    rest.append(action)
-        turn.post += self._commands.events()
-        self._persist(lambda: self._settle_all(turn, rest))
-
-    def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
-        turn.store.append(stored)
-        if not reply_to:
-            return
-        limit = self.broker.features.limits.message_bytes
-        if limit is not None and len(stored.data) > limit:
-            where = encode((stored.run, stored.first, stored.count))
-            turn.post.append(Note(reply_to, "stored", self.signer.seal(NOTE, where)))
-        else:
-            turn.post.append(Note(reply_to, "outcomes", stored.data))
-
-    def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
-        if turn:
-            if self._settle_at_once is not None:
-                refused = self._settle_at_once(self.consumer, turn)
-            else:
-                refused = self._settle_in_steps(turn)
-            turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
-            self._mend(refused)
-        for action in rest:
-            if isinstance(action, act.Release):
-                self.consumer.release_many([action.delivery], action.delay)
-            elif isinstance(action, act.Reject):
-                self.consumer.reject_many([action.delivery], action.reason)
-        rest.clear()
-
-    def _settle_in_steps(self, turn: Turn) -> Sequence[Stored]:
-        if turn.publish:
-            self.broker.publish_many(turn.publish)
-            turn.publish = []
-        refused = self.backend.store_many(turn.store) if turn.store else []
-        if turn.post:
-            self.bus.post_many(turn.post)
-        if turn.ack:
-            self.consumer.ack_many(turn.ack)
-        return refused
-
-    def _mend(self, refused: Sequence[Stored]) -> None:
-        """Another worker has stored outcomes for the first of these calls: keep what it has none for."""
-        for record in refused:
-            outcomes: Outcomes | None = None
-            spans = [(s.first, s.count) for s in self.backend.fetch_many(record.run, [(record.first, record.count)])]
-            for first, count in gaps(record.first, record.count, spans):
-                if outcomes is None:
-                    outcomes = self.signer.unpack(OUTCOMES, record.data, Outcomes)
-                start = first - record.first
-                part = slice_outcomes(outcomes, start, start + count)
-                self._mend(
-                    self.backend.store_many([Stored(record.run, first, count, self.signer.pack(OUTCOMES, part))])
-                )
-
-    def _persist(self, settle: object) -> None:
-        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""
-        pause = 0.1
-        while True:
-            try:
-                settle()  # type: ignore[operator]
-                return
-            except QnbError as error:
-                log.warning("cannot settle, trying again in %.1f s: %s", pause, error)
-                if self._cold:
-                    return
-                time.sleep(pause)
-                pause = min(5.0, 2 * pause)
 
     # Keep ----------------------------------------------------------------------------------------------------
 
@@ -408,7 +340,7 @@ class Worker:
         except MessageError as error:
             log.warning("a command is refused: %s", error)
             return
-        reply = self._commands.run(command)
+        reply = self.commands.run(command)
         if command.reply_to:
             body = self.signer.pack(NOTE, reply)
             self.bus.post_many([Note(command.reply_to, "reply", body)])
@@ -453,6 +385,9 @@ class Worker:
             self.consumer.close()
         except QnbError as error:
             log.warning("closing: %s", error)
+        self._selector.close()
+        self._bell.close()
+        self._poke.close()
 
     def _ring(self) -> None:
         with contextlib.suppress(OSError):  # a full pipe rings already, a closed one has no listener

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -34,6 +35,13 @@ class Lane(Protocol):
     number: int
     is_async: bool
     pid: int
+
+    @property
+    def unsent(self) -> bool:
+        """Whether flush() has work to do."""
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to receive, within so long."""
 
     def fileno(self) -> int:
         """Readable when there is something to receive."""
@@ -83,6 +91,8 @@ class ProcessLane:
         theirs.close()
         os.close(life)
         self._sock.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
         self._unpacker = Unpacker()
         self._left = bytearray()
         self._lock = threading.Lock()
@@ -114,8 +124,10 @@ class ProcessLane:
 
     @property
     def unsent(self) -> bool:
-        """Whether flush() has work to do."""
         return bool(self._left)
+
+    def wait(self, seconds: float) -> bool:
+        return bool(self._poll.poll(seconds * 1000))
 
     def receive(self) -> list[Report]:
         reports: list[Report] = []
@@ -189,7 +201,12 @@ class ThreadLane:
         with contextlib.suppress(OSError):  # a killed lane's end is closed, and nobody listens
             self._theirs.send(b"!")
 
-    unsent = False
+    @property
+    def unsent(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        return bool(select.select([self._ours], [], [], seconds)[0])
 
     def fileno(self) -> int:
         return self._ours.fileno()

@@ -1,0 +1,133 @@
+"""Settling a turn: publish what is to be tried again, store outcomes, tell sessions, ack."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from qnb.brokers.base import Turn
+from qnb.codec.claims import lighten
+from qnb.codec.outcomes import gaps, slice_outcomes
+from qnb.codec.signing import FRAME, NOTE, OUTCOMES, encode
+from qnb.errors import QnbError
+from qnb.message import Envelope, Frame, Note, Outcomes, Stored
+from qnb.worker import actions as act
+
+if TYPE_CHECKING:
+    from qnb.worker.loop import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Settling:
+    """Turns the logic's actions into one round trip where broker and backend are partners, else into four steps."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._signer = worker.signer
+        self._broker = worker.broker
+        self._backend = worker.backend
+        self._bus = worker.bus
+        self._consumer = worker.consumer
+        self._at_once = worker.broker.partner(worker.backend)
+
+    def turn(self, taken: list[act.Action]) -> None:
+        turn = Turn()
+        rest: list[act.Action] = []
+        for action in taken:
+            match action:
+                case act.Keep(run, first, count, states, data, reply_to):
+                    self._add_outcome(turn, Stored(run, first, count, data), reply_to)
+                    self._worker.commands.ended(run, first, count, states)
+                case act.Conclude(outcomes, reply_to):
+                    data = self._signer.pack(OUTCOMES, outcomes)
+                    self._add_outcome(turn, Stored(outcomes.run, outcomes.first, outcomes.count, data), reply_to)
+                    self._worker.commands.ended(outcomes.run, outcomes.first, outcomes.count, outcomes.states)
+                case act.Tell(progress, reply_to):
+                    if reply_to:
+                        turn.post.append(Note(reply_to, "progress", self._signer.pack(NOTE, progress)))
+                    self._worker.commands.progressed(progress)
+                case act.Publish(frame, queue, delay):
+                    self._persist(partial(self._add_frame, turn, frame, queue, delay))
+                case act.Ack(delivery):
+                    turn.ack.append(delivery)
+                case _:
+                    rest.append(action)
+        turn.post += self._worker.commands.events()
+        self._persist(lambda: self._settle_all(turn, rest))
+
+    def _add_frame(self, turn: Turn, frame: Frame, queue: str, delay: float) -> None:
+        frame = lighten(frame, self._broker.features.limits.message_bytes, self._put)
+        body = self._signer.pack(FRAME, frame)
+        turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
+
+    def _put(self, key: str, purpose: bytes, body: bytes) -> None:
+        self._backend.put_blob(key, self._signer.seal(purpose, body))
+
+    def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
+        turn.store.append(stored)
+        if not reply_to:
+            return
+        limit = self._broker.features.limits.message_bytes
+        if limit is not None and len(stored.data) > limit:
+            where = encode((stored.run, stored.first, stored.count))
+            turn.post.append(Note(reply_to, "stored", self._signer.seal(NOTE, where)))
+        else:
+            turn.post.append(Note(reply_to, "outcomes", stored.data))
+
+    def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
+        if turn:
+            if self._at_once is not None:
+                refused = self._at_once(self._consumer, turn)
+            else:
+                refused = self._settle_in_steps(turn)
+            turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
+            self._mend(refused)
+        for action in rest:
+            if isinstance(action, act.Release):
+                self._consumer.release_many([action.delivery], action.delay)
+            elif isinstance(action, act.Reject):
+                self._consumer.reject_many([action.delivery], action.reason)
+        rest.clear()
+
+    def _settle_in_steps(self, turn: Turn) -> Sequence[Stored]:
+        if turn.publish:
+            self._broker.publish_many(turn.publish)
+            turn.publish = []
+        refused = self._backend.store_many(turn.store) if turn.store else []
+        if turn.post:
+            self._bus.post_many(turn.post)
+        if turn.ack:
+            self._consumer.ack_many(turn.ack)
+        return refused
+
+    def _mend(self, refused: Sequence[Stored]) -> None:
+        """Another worker has stored outcomes for the first of these calls: keep what it has none for."""
+        for record in refused:
+            outcomes: Outcomes | None = None
+            spans = [(s.first, s.count) for s in self._backend.fetch_many(record.run, [(record.first, record.count)])]
+            for first, count in gaps(record.first, record.count, spans):
+                if outcomes is None:
+                    outcomes = self._signer.unpack(OUTCOMES, record.data, Outcomes)
+                start = first - record.first
+                part = slice_outcomes(outcomes, start, start + count)
+                self._mend(
+                    self._backend.store_many([Stored(record.run, first, count, self._signer.pack(OUTCOMES, part))])
+                )
+
+    def _persist(self, settle: Callable[[], None]) -> None:
+        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""
+        pause = 0.1
+        while True:
+            try:
+                settle()
+                return
+            except QnbError as error:
+                log.warning("cannot settle, trying again in %.1f s: %s", pause, error)
+                if self._worker.cold:
+                    return
+                time.sleep(pause)
+                pause = min(5.0, 2 * pause)
