@@ -29,15 +29,19 @@ class Widget(Protocol):
     def send(self, content: object) -> None: ...
     def on_msg(self, callback: Any, remove: bool = False) -> None: ...
     def close(self) -> None: ...
+    def _handle_msg(self, message: object) -> None: ...
 
 
 def hear_while_busy(widget: Widget) -> None:
-    """Let messages of the front end reach the kernel on its subshell while a cell runs.
+    """Let messages of the front end reach the kernel on its subshell while a cell runs, and disturb nothing there.
 
-    ipykernel 7.4 answers on the shell that last published, which is the main one while a cell blocks it.
+    ipykernel 7.4 answers on the shell that last published, which is the main one while a cell blocks it. And a comm
+    triggers `post_execute` for each message, on the subshell's thread: matplotlib would then show and close the
+    figures that the running cell is drawing.
     """
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = None
+    widget.comm.handle_msg = widget._handle_msg
 
 
 def close(widget: Widget) -> None:

@@ -34,6 +34,13 @@ SETTINGS = {
 }
 # Any JupyterLab page says these: they are not about the notebook.
 USUAL = ("favicon", "ResizeObserver loop", "/lsp/status", "Third-party cookie", "api/me", "Autofill.")
+# Of all that lies above and in the notebook.
+HEIGHT = """() => {
+  document.activeElement?.blur();
+  const outer = document.querySelector('.jp-WindowedPanel-outer');
+  outer.scrollTo(0, 0);
+  return Math.ceil(Math.max(...[...outer.querySelectorAll('.jp-Cell')].map((c) => c.getBoundingClientRect().bottom)));
+}"""
 PANEL = """() => {
   const find = (area) => [...(window.jupyterapp?.shell.widgets(area) ?? [])];
   return find('main').find((widget) => widget.content?.model && widget.sessionContext);
@@ -181,14 +188,12 @@ class Notebook:
 
     def take_picture(self, target: Path) -> None:
         """Of the whole notebook, as high as it is."""
-        self.page.evaluate("() => document.activeElement?.blur()")
         size = self.page.viewport_size or {"width": 1200, "height": 900}
-        height = self.page.evaluate(
-            "() => { const cells = [...document.querySelectorAll('.jp-Cell')].map((c) => c.getBoundingClientRect());"
-            " return Math.ceil(Math.max(...cells.map((c) => c.bottom)) - Math.min(0, ...cells.map((c) => c.top))); }"
-        )
-        self.page.set_viewport_size({"width": size["width"], "height": min(16000, max(300, height + 40))})
-        self.page.wait_for_timeout(300)
+        for _ in range(2):  # what is drawn only once it can be seen makes the page higher
+            height = min(16000, max(300, self.page.evaluate(HEIGHT) + 40))
+            self.page.set_viewport_size({"width": size["width"], "height": height})
+            self.page.wait_for_timeout(300)
+        self.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 0)")
         target.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(target))
         self.page.set_viewport_size(size)

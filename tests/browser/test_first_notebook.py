@@ -50,10 +50,10 @@ def test_every_cell_runs_and_the_console_is_silent(ran: Notebook) -> None:
 
 def test_the_bar_moved_and_reached_the_end(ran: Notebook) -> None:
     seen = ran.page.evaluate("() => window.seen")
-    sweep = [done for done, total in seen if total == 1260]
+    sweep = [done for done, total in seen if total == 1560]
     assert len(set(sweep)) > 5
     assert sweep == sorted(sweep)
-    assert ran.page.locator(".jp-OutputArea").get_by_text("1,260 calls").is_visible()
+    assert ran.page.locator(".jp-OutputArea").get_by_text("1,560 calls").is_visible()
     assert not ran.page.locator(".qnb-batch").count()  # what stays is the output that outlives the kernel
 
 
@@ -84,7 +84,7 @@ def test_reopened_it_shows_the_last_state(
         table = reopened.page.locator(".jp-OutputArea table", has_text="worker").last
         table.wait_for()
         assert "done" in table.inner_text()
-        assert reopened.page.locator(".jp-OutputArea").get_by_text("1,260 calls").is_visible()
+        assert reopened.page.locator(".jp-OutputArea").get_by_text("1,560 calls").is_visible()
         assert not reopened.page.get_by_text("Error displaying widget").count()
         assert reopened.console == []
         reopened.take_picture(pictures / f"reopened-{'trusted' if trusted else 'untrusted'}.png")

@@ -133,6 +133,18 @@ def test_hidden_and_closed_views_are_sent_nothing(kernel: Kernel) -> None:
     assert [m for m in kernel.heard if m["msg_type"] == "update_display_data"]
 
 
+def test_a_message_of_a_view_is_no_cell(kernel: Kernel) -> None:
+    """It may come on another thread while a cell draws figures: matplotlib shows and closes them after each cell."""
+    kernel.run("ends = []\nget_ipython().events.register('post_execute', lambda: ends.append(1))")
+    kernel.run("batch = FakeBatch(10); batch")
+    for kind in ("ready", "hidden", "shown"):
+        kernel.send(kernel.widget(), {"kind": kind, "view": "a"})
+    kernel.until(lambda m: bool(kernel.said("snapshot", [m])))
+    kernel.listen(0.3)
+    assert kernel.value("len(ends)") == 2
+    kernel.run("batch.finish()")
+
+
 def test_the_word_of_a_view_that_was_overtaken_counts_no_more(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(10_000).play(30); batch")
     kernel.send(kernel.widget(), {"kind": "hidden", "view": "a", "n": 1})
