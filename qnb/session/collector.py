@@ -128,12 +128,13 @@ class Collector:
                 used = now
             # Awake for a while after the last call, so that a submit need not wake it: that costs more than looking.
             self._dozing = now - used > AWAKE_SECONDS
-            if not self.pending and not self.listening:
-                self._work.wait(None if self._dozing else QUIET_SECONDS)
+            if self._dozing:
+                if not self.pending and not self.listening:
+                    self._work.wait()
                 self._work.clear()
-            elif self._reader.locked() or now - self._last_direct < QUIET_SECONDS:
+            elif self._reader.locked() or now - self._last_direct < QUIET_SECONDS or now != used:
                 # One who waits reads for himself; this thread takes over when he has what he waited for.
-                self._work.wait(QUIET_SECONDS)
+                time.sleep(QUIET_SECONDS)
             else:
                 self._read()
 

@@ -319,9 +319,11 @@ class Session(concurrent.futures.Executor):
                 self._alarm.wait(0.5)
             # Awake while there are submits, so that a submit need not wake it: that would cost more than sending.
             self._dozing = time.monotonic() - used > AWAKE_SECONDS
-            if not self._dirty or not self._dozing:
-                self._alarm.wait(1.0 if self._dozing else FLUSH_SECONDS)
-            self._alarm.clear()
+            if not self._dozing:
+                time.sleep(FLUSH_SECONDS)
+            elif not self._dirty:
+                self._alarm.wait(1.0)
+                self._alarm.clear()
 
     def _stream(self, function: Function, options: TaskOptions) -> Stream:
         key = (function.hash, options)
