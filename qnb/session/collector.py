@@ -22,7 +22,7 @@ from qnb.message import Event, Note, Outcomes, Progress, Reply
 log = logging.getLogger(__name__)
 
 READ_SECONDS = 0.25
-QUIET_SECONDS = 0.005
+QUIET_SECONDS = 0.01
 AWAKE_SECONDS = 0.05
 SWEEP_SECONDS = 2.0
 SWEEP_MAX_SECONDS = 30.0

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SESSION_PREFIX = "s."
 FLUSH_SECONDS = 0.002
+SELDOM_SECONDS = 0.01
 AWAKE_SECONDS = 0.05
 _STREAMS = 256
 _current: weakref.ref[Session] | None = None
@@ -107,6 +108,7 @@ class Session(concurrent.futures.Executor):
         self.waiting: deque[Stream] = deque()  # streams with calls to be sent
         self._dirty = False
         self._dozing = False
+        self._flushes = 0
         self._alarm = threading.Event()
         self._sending = threading.Lock()
         self._workers: Any = None
@@ -295,6 +297,7 @@ class Session(concurrent.futures.Executor):
         if not self._dirty:
             return
         self._dirty = False
+        self._flushes += 1
         while self.waiting:
             stream = self.waiting.popleft()
             if frames := stream.take(self.sizes.stream(stream.function)):
@@ -303,11 +306,14 @@ class Session(concurrent.futures.Executor):
     def _run_flusher(self, embedded: bool) -> None:
         """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
         used = beaten = time.monotonic()
+        flushes = 0
         while not self.closed:
+            if self._flushes != flushes:
+                used = time.monotonic()
+            sent = self._dirty
             try:
-                if self._dirty:
-                    self.flush()
-                    used = time.monotonic()
+                self.flush()
+                flushes = self._flushes
                 if self.publisher.unsent:
                     self._alarm.wait(0.5)
                     self.publisher.retry()
@@ -320,7 +326,8 @@ class Session(concurrent.futures.Executor):
             # Awake while there are submits, so that a submit need not wake it: that would cost more than sending.
             self._dozing = time.monotonic() - used > AWAKE_SECONDS
             if not self._dozing:
-                time.sleep(FLUSH_SECONDS)
+                # Where each submit is waited for, who waits sends it, and looking less often costs less.
+                time.sleep(FLUSH_SECONDS if sent else SELDOM_SECONDS)
             elif not self._dirty:
                 self._alarm.wait(1.0)
                 self._alarm.clear()
