@@ -30,6 +30,7 @@ import nbformat
 import pandas
 from IPython.core.displayhook import DisplayHook
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
 from traitlets.config import Config
 
 import qnb
@@ -44,6 +45,12 @@ class Results(DisplayHook):
 
     def write_output_prompt(self) -> None:
         pass
+
+
+class Shell(InteractiveShell):
+    """IPython without a terminal of its own."""
+
+    displayhook_class = Type(Results)
 
 
 class Screen:
@@ -77,12 +84,11 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def make_shell(screen: Screen) -> InteractiveShell:
-    """IPython without history and without a terminal of its own."""
+    """A shell that keeps no history and follows batches on this screen."""
     config = Config()
     config.HistoryManager.enabled = False
-    config.InteractiveShell.displayhook_class = Results
     config.InteractiveShell.colors = "linux" if screen.live else "nocolor"
-    shell = InteractiveShell.instance(config=config)
+    shell: InteractiveShell = Shell.instance(config=config)
     pandas.options.display.width, pandas.options.display.max_columns = WIDTH, 20
     shell.display_formatter.ipython_display_formatter.for_type(qnb.Batch, screen.follow)
     return shell

@@ -66,6 +66,27 @@ def test_a_click_reaches_a_kernel_that_is_busy(write: Open) -> None:
         assert notebook.console == []
 
 
+def test_a_kernel_that_cannot_hear_while_busy_is_told_of(write: Open) -> None:
+    """As with ipykernel 6, or a front end that knows no subshells."""
+    with write("batch = FakeBatch(400).play(100)\nbatch", "time.sleep(5)") as notebook:
+        notebook.ask("void (panel.sessionContext.session.kernel.commsOverSubshells = 'disabled')")
+        notebook.start()
+        notebook.page.get_by_role("button", name="Cancel").click()
+        notebook.page.get_by_text("The kernel is busy with a cell and will cancel after it").wait_for(timeout=3000)
+        notebook.wait_for_end(10)
+        notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
+
+
+def test_a_restarted_kernel_leaves_the_last_state(write: Open) -> None:
+    with write("batch = FakeBatch(3000).play(300)\nbatch") as notebook:
+        notebook.run_all()
+        notebook.page.wait_for_timeout(1500)
+        notebook.ask("panel.sessionContext.session.kernel.restart()")
+        notebook.page.locator(".jp-OutputArea table").wait_for()
+        assert not notebook.page.locator(".qnb-batch").count()
+        assert "of 3,000" in notebook.page.locator(".jp-OutputArea").last.inner_text()
+
+
 def test_a_short_batch_leaves_no_error_behind(write: Open) -> None:
     """The widget may be closed while the browser still builds its view."""
     with write(*["FakeBatch(3).play(0.05)"] * 5) as notebook:

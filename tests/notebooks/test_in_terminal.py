@@ -1,0 +1,130 @@
+"""notebooks/in_terminal.py, which `make demo` runs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "notebooks" / "in_terminal.py"
+BATCH = """import qnb, time
+session = qnb.Session("memory:", workers=2)
+batch = session.map(lambda x: time.sleep(0.05) or x * x, range(60))
+batch"""
+
+
+def write(folder: Path, *cells: str, **tags: list[str]) -> Path:
+    """A notebook; `raises` has the cells that are meant to fail."""
+    book = nbformat.v4.new_notebook()
+    for source in cells:
+        make = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
+        book.cells.append(make(source))
+        if source in tags.get("raises", []):
+            book.cells[-1].metadata.tags = ["raises-exception"]
+    path = folder / "some.ipynb"
+    nbformat.write(book, path)
+    return path
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    path = os.pathsep.join(entry or os.getcwd() for entry in [str(ROOT), *sys.path])
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
+    return kept | {"HOME": str(folder), "PYTHONPATH": path, "QNB_KEY": "a key for these tests"} | more
+
+
+def run(folder: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def test_headings_code_and_values_are_printed(tmp_path: Path) -> None:
+    done = run(tmp_path, write(tmp_path, "# One\ntext\n## Two", "x = 6", "%load_ext qnb\nx * 7"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:7] == ["", "One", "", "Two", "  | x = 6", "  | %load_ext qnb", "  | x * 7"]
+    assert done.stdout.splitlines()[7] == "42"
+
+
+def test_a_batch_is_followed_line_by_line_then_its_table(tmp_path: Path) -> None:
+    done = run(tmp_path, write(tmp_path, BATCH, "sum(batch.results())"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    progress = [line for line in lines if re.match(r"\[[#x>.]{30}\]  \d+ of 60 · \d+ %", line)]
+    assert 1 <= len(progress) <= 8
+    assert "\r" not in done.stdout
+    assert "\033" not in done.stdout
+    assert any(re.match(r"<lambda>  60 calls  in ", line) for line in lines)
+    assert "  59  59    3481  done" in done.stdout
+    assert str(sum(x * x for x in range(60))) in lines
+
+
+def test_in_a_terminal_progress_stays_in_its_line(tmp_path: Path) -> None:
+    notebook = write(tmp_path, BATCH)
+    ours, theirs = pty.openpty()
+    more = environment(tmp_path, COLUMNS="90", LINES="30")
+    child = subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(notebook)], cwd=tmp_path, env=more, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    except OSError:
+        pass  # Linux's way to say that the other end is closed
+    finally:
+        os.close(ours)
+    assert child.wait(10) == 0
+    updates = re.findall(r"\r(\[[#x>.]{30}\][^\r\n]*)\033\[K", shown.decode())
+    assert len(updates) >= 5
+    assert max(map(len, updates)) < 90
+    assert "60 calls" in shown.decode()
+
+
+def test_a_failing_cell_ends_it_with_one(tmp_path: Path) -> None:
+    done = run(tmp_path, write(tmp_path, "1 / 0", "print('never')"))
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stdout
+    assert "never" not in done.stdout.replace("| print('never')", "")
+    assert done.stderr == "some.ipynb: this cell failed\n"
+
+
+def test_a_cell_that_is_meant_to_fail_does_not(tmp_path: Path) -> None:
+    done = run(tmp_path, write(tmp_path, "1 / 0", "print('after')", raises=["1 / 0"]))
+    assert done.returncode == 0
+    assert "ZeroDivisionError: division by zero" in done.stdout
+    assert "\nafter\n" in done.stdout
+
+
+def test_figures_become_files(tmp_path: Path) -> None:
+    source = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    done = run(tmp_path, write(tmp_path, source), "--figures", tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    assert f"the figure is in {tmp_path / 'here' / 'figure-1.png'}\n" in done.stdout
+    assert (tmp_path / "here" / "figure-1.png").stat().st_size > 1000
+
+
+def test_no_such_notebook_is_a_matter_of_usage(tmp_path: Path) -> None:
+    done = run(tmp_path, "nothing.ipynb")
+    assert done.returncode == 2
+    assert "no such notebook: nothing.ipynb" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_with_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
+    done = run(
+        tmp_path, ROOT / "notebooks" / "01_first_tasks.ipynb", HOME="/proc/1", PYTHONWARNINGS="error::UserWarning"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    assert "1,560 calls" in done.stdout
+    assert "ValueError: a density lies between 0 and 1, 1.7 does not" in done.stdout
+    assert "the figure is in" in done.stdout
