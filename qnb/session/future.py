@@ -107,7 +107,8 @@ class Future(concurrent.futures.Future[Any]):
         """
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             return True
-        if self._state == FINISHED or (self._state == RUNNING and not terminate):
+        runs = self._state == RUNNING and self._code != message.RETRYING  # a call that waits for its back-off does not
+        if self._state == FINISHED or (runs and not terminate):
             return False
         self._owner.session.cancel_calls([(self._owner.run, self._index, 1)], terminate=terminate)
         return self.cancelled()

@@ -54,12 +54,14 @@ class Runner:
         """Run the calls in order; reports at the end, or after HOLD_SECONDS with the rest given back."""
         record = Record(self, work)
         pickled, calls = decode_calls(work.args)
+        mark, serial, index = self.mark, work.serial, work.first
+        if work.code is not None:
+            mark(serial, index, record.begun)  # opening the function may take the process down, too
         try:
             function = self.function(work)
         except CannotUnpickle as error:
             record.fail_all(error)
             return
-        mark, serial, index = self.mark, work.serial, work.first
         values, ends, last = record.values, record.ends, work.first + work.count - 1
         timed = _soft_timer(work.soft_timeout) if work.soft_timeout else None
         ended = record.begun
