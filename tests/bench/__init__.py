@@ -1,0 +1,1 @@
+"""`python -m tests.bench` (or `make bench`): qnb beside its peers, on this machine, in one run."""
