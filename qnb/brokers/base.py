@@ -157,6 +157,11 @@ class Broker(Protocol):
         Unsupported when an envelope asks for what the features do not have; PayloadTooLarge over the limit.
         """
 
+    def publish_and_receive(
+        self, envelopes: Sequence[Envelope], inbox: Inbox, limit: int, timeout: float
+    ) -> Sequence[Note]:
+        """publish_many, then one inbox.receive_many; in one round trip where the server can."""
+
     def consume(self, queues: Sequence[str], *, prefetch: int) -> Consumer:
         """Start to take deliveries from these queues, at most `prefetch` unsettled at a time."""
 

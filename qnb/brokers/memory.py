@@ -14,12 +14,12 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
-from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Delivery, QueueSpec, Settle, Turn
+from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Delivery, Inbox, QueueSpec, Settle, Turn
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.memory_bus import Gate, Mailboxes, MemoryBus
 from qnb.errors import BrokerUnavailable
 from qnb.features import Features, Limits, Support
-from qnb.message import Envelope, Stored
+from qnb.message import Envelope, Note, Stored
 from qnb.settings import parse_url
 
 if TYPE_CHECKING:
@@ -308,6 +308,12 @@ class MemoryBroker:
         check_envelopes(envelopes, self.features, self.url)
         with self._space.lock:
             self._space.publish(envelopes)
+
+    def publish_and_receive(
+        self, envelopes: Sequence[Envelope], inbox: Inbox, limit: int, timeout: float
+    ) -> Sequence[Note]:
+        self.publish_many(envelopes)
+        return inbox.receive_many(limit, timeout)
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> MemoryConsumer:
         return MemoryConsumer(self._space, queues, prefetch, self._lease)

@@ -10,20 +10,21 @@ tried before use, 15).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from qnb.brokers.base import DEFAULT_LEASE, Bus, Consumer, DeadLetter, QueueSpec, Settle
-from qnb.brokers.redis_bus import RedisBus
+from qnb.brokers.base import DEFAULT_LEASE, Bus, Consumer, DeadLetter, Inbox, QueueSpec, Settle
+from qnb.brokers.redis_bus import RedisBus, RedisInbox
 from qnb.brokers.redis_client import BROKER, HEALTH_CHECK, PATIENCE, Client
 from qnb.brokers.redis_consumer import ConsumerOptions, RedisConsumer
 from qnb.brokers.redis_link import Command, Reply, ServerError, target_of
-from qnb.brokers.redis_scripts import DEPTH, PUBLISH, PURGE, REMOVE, script
+from qnb.brokers.redis_scripts import DEPTH, GROUP, PUBLISH, PURGE, REMOVE, script
 from qnb.brokers.redis_server import check_server
 from qnb.brokers.redis_settle import LARGEST_VALUE, Home, RedisSettle
-from qnb.errors import ConfigurationError, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
+from qnb.errors import AccessDenied, ConfigurationError, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.features import Features, Limits, Support
-from qnb.message import Envelope
+from qnb.message import Envelope, Note
 from qnb.settings import Address, parse_url
 
 if TYPE_CHECKING:
@@ -90,17 +91,22 @@ class RedisBroker:
             raise
 
     def declare(self, spec: QueueSpec) -> None:
-        self._declare(spec)
-
-    def _declare(self, spec: QueueSpec) -> float:
-        """The lease in force: the URL's, else one asked for, else what the queue has."""
         forced = self._options.force or spec.lease != DEFAULT_LEASE
         lease = self._options.lease if self._options.force else spec.lease
-        verb = "HSET" if forced else "HSETNX"
-        key = f"{self._base}queues"
-        milliseconds = max(1, round(lease * 1000))
-        replies = self._client.all(((verb, key, spec.name, milliseconds), ("HGET", key, spec.name)))
-        return int(replies[1]) / 1000
+        self._client.one("HSET" if forced else "HSETNX", f"{self._base}queues", spec.name, max(1, round(lease * 1000)))
+        self._make_groups([spec.name])
+
+    def _lease(self, queue: str) -> float:
+        """The lease in force: the URL's, else what the queue was declared with."""
+        with suppress(StorageFull):  # a server out of memory is to be drained
+            self.declare(QueueSpec(queue))
+        found = self._client.one("HGET", f"{self._base}queues", queue)
+        return self._options.lease if found is None else int(found) / 1000
+
+    def _make_groups(self, queues: Sequence[str]) -> None:
+        """Early, while there is memory for it: without its group a full server could not be drained."""
+        groups = [("XGROUP", "CREATE", f"{self._base}q0:{queue}", GROUP, "0", "MKSTREAM") for queue in queues]
+        self._client.run(groups)
 
     # ------------------------------------------------------------ publishing
 
@@ -108,17 +114,34 @@ class RedisBroker:
         """Nothing is sent when one of them is refused beforehand (Unsupported, PayloadTooLarge)."""
         for envelope in envelopes:
             self._check(envelope)
-        failed: list[Envelope] = []
-        refusal: ServerError | None = None
+        replies: list[Reply] = []
         for batch in self._batches(envelopes):
-            for envelope, reply in zip(batch, self._publish(batch), strict=True):
-                if isinstance(reply, ServerError):
-                    failed.append(envelope)
-                    refusal = reply
-        if refusal is None:
+            replies += self._publish(batch)
+        self._confirm(envelopes, replies)
+
+    def publish_and_receive(
+        self, envelopes: Sequence[Envelope], inbox: Inbox, limit: int, timeout: float
+    ) -> Sequence[Note]:
+        """In one round trip, to queues that have been declared."""
+        if not isinstance(inbox, RedisInbox):
+            raise TypeError("this reads an inbox of a Redis bus only")
+        for envelope in envelopes:
+            self._check(envelope)
+        replies, notes = inbox.receive_after([self._command(envelope) for envelope in envelopes], limit, timeout)
+        if replies is None:  # the link broke: whether they were taken is not known
+            self.publish_many(envelopes)
+        else:
+            self._confirm(envelopes, replies)
+        return notes
+
+    def _confirm(self, envelopes: Sequence[Envelope], replies: Sequence[Reply]) -> None:
+        """PublishFailed with those that the server refused, for the reason of the last."""
+        refused = [(e, r) for e, r in zip(envelopes, replies, strict=True) if isinstance(r, ServerError)]
+        if not refused:
             return
+        failed, refusal = [envelope for envelope, _ in refused], refused[-1][1]
         error = self._client.translate(refusal)
-        if len(failed) == len(envelopes) and isinstance(error, StorageFull):
+        if len(failed) == len(envelopes) and isinstance(error, StorageFull | AccessDenied):
             raise error from refusal
         raise PublishFailed(f"{len(failed)} of {len(envelopes)} messages not taken: {error}", failed) from error
 
@@ -152,7 +175,11 @@ class RedisBroker:
         lease = round(self._options.lease * 1000)
         # Every time: it costs next to nothing, and holds after a server came back without its data.
         known: list[Command] = [("HSETNX", f"{self._base}queues", queue, lease) for queue in queues]
-        return self._client.run([*known, *(self._command(envelope) for envelope in batch)])[len(known) :]
+        replies = self._client.run([*known, *(self._command(envelope) for envelope in batch)])
+        new = [queue for queue, reply in zip(queues, replies, strict=False) if reply == 1]
+        if new:
+            self._make_groups(new)
+        return replies[len(known) :]
 
     def _command(self, envelope: Envelope) -> Command:
         if envelope.delay <= 0 and envelope.priority == 0:
@@ -164,7 +191,7 @@ class RedisBroker:
     # ------------------------------------------------------------ the rest
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> Consumer:
-        leases = [self._declare(QueueSpec(queue)) for queue in queues]
+        leases = [self._lease(queue) for queue in queues]
         options = replace(self._options, lease=min(leases, default=self._options.lease))
         return RedisConsumer(self._client, queues, prefetch, options)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from qnb.brokers.base import PRESENCE_SECONDS, Inbox, Presence
 from qnb.brokers.redis_client import Client, Line, wait_until
-from qnb.brokers.redis_link import Command, ServerError
+from qnb.brokers.redis_link import Command, Reply, ServerError
 from qnb.brokers.redis_scripts import MAILBOX_NOTES, new_script, script
 from qnb.errors import BrokerError
 from qnb.message import Note
@@ -102,6 +102,18 @@ class RedisInbox:
         self._client.one(*script(_JOIN, self._base, {"peer": self.peer, "kept": round(_KEPT_SECONDS * 1000)}))
         self._keep_at = time.monotonic() + _KEEP_EVERY
 
+    def receive_after(
+        self, commands: Sequence[Command], limit: int, timeout: float
+    ) -> tuple[list[Reply] | None, Sequence[Note]]:
+        """Run commands, then read once, in one round trip: their replies and the notes.
+
+        No replies when the link broke: whether the server ran the commands is not known then.
+        """
+        with self._receiving:
+            replies, notes, last = self._exchange(commands, limit, time.monotonic() + timeout)
+        self._last = last  # see receive_many
+        return replies, notes
+
     def receive_many(self, limit: int, timeout: float) -> Sequence[Note]:
         deadline = time.monotonic() + timeout
         with self._receiving:
@@ -122,27 +134,33 @@ class RedisInbox:
         return [], self._last
 
     def _read(self, limit: int, deadline: float) -> tuple[list[Note], bytes]:
+        _, notes, last = self._exchange((), limit, deadline)
+        return notes, last
+
+    def _exchange(
+        self, first: Sequence[Command], limit: int, deadline: float
+    ) -> tuple[list[Reply] | None, list[Note], bytes]:
         now = time.monotonic()
         if now >= self._keep_at or self._opened != self._line.opened:
             self._join()  # also after each reconnection: the server may have come back without its data
             self._opened = self._line.opened
         wait = wait_until(deadline, self._keep_at)
-        commands: list[Command] = [("XREAD", "COUNT", limit, *wait.block, "STREAMS", self._key, self._last)]
-        handed = self._last
+        commands, handed = list(first), self._last
         if handed != self._trimmed:
-            commands.insert(0, ("XTRIM", self._key, "MINID", "=", _after(handed)))
+            commands.append(("XTRIM", self._key, "MINID", "=", _after(handed)))
+        commands.append(("XREAD", "COUNT", limit, *wait.block, "STREAMS", self._key, handed))
         replies = self._line.exchange(commands, wait, max(deadline, now))
         if replies is None:
-            return [], self._last
-        for reply in replies:
+            return None, [], handed
+        for reply in replies[len(first) :]:
             if isinstance(reply, ServerError):
                 raise self._client.translate(reply) from reply
         self._trimmed = handed
         if replies[-1] is None:
-            return [], self._last
+            return replies[: len(first)], [], handed
         entries = replies[-1][0][1]
         notes = [Note(self.peer, f[0].decode(), f[1]) for _, f in entries if f[0] != _WAKE]
-        return notes, entries[-1][0]
+        return replies[: len(first)], notes, entries[-1][0]
 
     def beat(self, info: bytes = b"") -> None:
         arguments = {"peer": self.peer, "present": round(PRESENCE_SECONDS * 1000)}

@@ -6,6 +6,7 @@ all others change nothing when repeated.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
@@ -27,6 +28,8 @@ from qnb.brokers.redis_link import (
 )
 from qnb.brokers.redis_scripts import SCRIPTS
 from qnb.errors import BackendError, BackendUnavailable, BrokerError, BrokerUnavailable, QnbError, StorageFull
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 30.0
 HEALTH_CHECK = 15.0
@@ -65,7 +68,7 @@ class Outage:
 
     def over(self) -> None:
         if self._tries > 1:
-            _say("the Redis at %s is back", self._target.place)
+            _log.warning("the Redis at %s is back", self._target.place)
         self._since, self._tries = None, 0
 
     def pause(self, error: Exception) -> float:
@@ -79,20 +82,18 @@ class Outage:
         if self._tries == 1:  # mostly a link that went stale while the server is there
             return 0.0
         if self._tries == 2:
-            _say("the Redis at %s went away (%s); trying again for %.0f s", self._target.place, error, self._patience)
+            _log.warning(
+                "the Redis at %s went away (%s); trying again for %.0f s", self._target.place, error, self._patience
+            )
         return min(1.0, 0.02 * 2.0**self._tries) * random.uniform(0.75, 1.25)
-
-
-def _say(message: str, *arguments: object) -> None:
-    import logging  # here: it takes longer to import than to connect, and mostly nothing is to be said
-
-    logging.getLogger("qnb").warning(message, *arguments)
 
 
 def unreachable(target: Target, kind: Kind, error: Exception) -> QnbError:
     """The error of a server that cannot be reached, with what to check."""
     what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if target.socket_path:
+    if "SSL" in type(error).__name__:
+        check = "does this port speak TLS, and is its certificate from an authority you trust (ssl_ca_certs=…)?"
+    elif target.socket_path:
         check = f"does the socket exist, and may you write to it? redis-cli -s {target.socket_path} ping"
     elif target.master:
         check = f"are the sentinels up, and do they know the service {target.master!r}?"

@@ -21,6 +21,8 @@ from qnb.errors import BrokerError
 # (queue, level, id, delivery count of the entry): names one delivery, not only one message.
 Token = tuple[str, int, str, int]
 
+_DEAF_LOOK = 0.5  # seconds between looks of a consumer that cannot be woken
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
@@ -53,7 +55,9 @@ class RedisConsumer:
         self._spare: list[Delivery] = []
         self._woken = self._closed = False
         self._look_at = 0.0
+        self._wake_keys: list[bytes] = []  # none when the server had no memory for it
         self._noted = False  # an entry came to the wake stream
+        self._quiet = False  # the last read waited for nothing: the next one need not ask level by level before
         self._levels: dict[str, list[int]] = {}
         self._streams: dict[bytes, tuple[str, int]] = {}  # in order of priority
 
@@ -83,26 +87,30 @@ class RedisConsumer:
         if self._closed or self._woken:
             deadline = 0.0
         if len(self._streams) > 1:
-            got = self._claim(room, deadline)
+            got = [] if self._quiet else self._claim(room, deadline)
             if got:
                 return got
             room = 1
-        return self._read(room, deadline)
+        got = self._read(room, deadline)
+        self._quiet = not got
+        return got
 
     def _read(self, room: int, deadline: float) -> list[Delivery]:
         """Wait for messages on all streams until the deadline, or until it is time to look again."""
         wait = wait_until(deadline, self._look_at)
-        keys = [*self._streams, self._wake_key]
+        keys = [*self._streams, *self._wake_keys]
         marks = (">" for _ in keys)
         group = ("GROUP", GROUP, self._name, "COUNT", room, *wait.block)
         reply = self._ask(("XREADGROUP", *group, "STREAMS", *keys, *marks), wait, deadline)
         got: list[Delivery] = []
         for key, entries in reply or ():
             if key == self._wake_key:
-                self._noted, self._look_at = True, 0.0
+                self._noted = True
+                if any(fields[0] == b"w" for _, fields in entries):  # from a publisher, not from this process
+                    self._look_at = 0.0
             else:
                 got += self._deliveries(*self._streams[key], entries)
-        if self._noted and got:
+        if self._look_at == 0.0 and got:
             # Something urgent may have come at the same time, on a level that was not read. What is taken beyond
             # the limit is handed out next.
             got = self._look(room, deadline) + self._claim(room, deadline) + got
@@ -141,9 +149,10 @@ class RedisConsumer:
             reply = self._ask(script(LOOK, self._options.base, arguments), AT_ONCE, deadline)
             if reply is None:
                 return got
-            lease, rest, levels, taken = reply
+            lease, rest, levels, taken, wakeful = reply
             self.lease = lease / 1000
-            soonest = min(soonest, rest / 1000)
+            soonest = min(soonest, rest / 1000 if wakeful else _DEAF_LOOK)
+            self._wake_keys = [self._wake_key] if wakeful else []
             self._set_levels(queue, [int(level) for level in levels])
             for level, entry, count, before, body in taken:
                 name = entry.decode()
@@ -208,7 +217,7 @@ class RedisConsumer:
             self._nudge()
 
     def _nudge(self) -> None:
-        note: Command = ("XADD", self._wake_key, "NOMKSTREAM", "MAXLEN", "~", 16, "*", "w", "1")
+        note: Command = ("XADD", self._wake_key, "NOMKSTREAM", "MAXLEN", "~", 16, "*", "n", "1")
         with suppress(BrokerError):  # then the read ends by itself: its link is broken too
             self._client.run((note,), patience=0.0)
 

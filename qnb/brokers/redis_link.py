@@ -225,12 +225,16 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def _not_redis(message: str) -> Exception:
+    return ConnectionError(f"what answers does not speak Redis' protocol: {message}")
+
+
 class Link:
     """One connection, used by one thread at a time. The type stub of hiredis knows less than it takes."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reader = hiredis.Reader(replyError=ServerError, notEnoughData=self)
+        self._reader = hiredis.Reader(protocolError=_not_redis, replyError=ServerError, notEnoughData=self)
         self._buffer = bytearray(_READ_BYTES)
         self._timeout = 0.0
 

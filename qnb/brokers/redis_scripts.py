@@ -104,7 +104,8 @@ return 1
 # me, queue, lease (ms, for a queue not declared yet), force (the lease replaces the queue's), limit, woken.
 # Everything a consumer has to see to now and then: moves what is due, takes over what has outlived its lease.
 # pcall where a server out of memory refuses: consumers must go on, it is they who make room.
-# Returns lease, ms until there is something to see to again, levels, [[level, id, count, base, body], …].
+# Returns lease, ms until there is something to see to again, levels, [[level, id, count, base, body], …], and whether
+# there is a stream to wake it by.
 LOOK = new_script(
     MINE,
     _PUT,
@@ -179,7 +180,7 @@ for _, name in ipairs(call('ZRANGEBYSCORE', wait, '-inf', t, 'LIMIT', 0, 20)) do
   end
   if not holds then call('ZREM', wait, name) end
 end
-return {{lease, rest, levels, taken}}
+return {{lease, rest, levels, taken, call('EXISTS', wake)}}
 """,
 )
 

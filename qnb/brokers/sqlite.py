@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, QueueSpec, Settle, Turn
+from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Inbox, QueueSpec, Settle, Turn
 from qnb.brokers.bell import bells_for, topic_of
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.sqlite_bus import SqliteBus
@@ -16,7 +16,7 @@ from qnb.brokers.sqlite_outcomes import OutcomeWriter
 from qnb.brokers.sqlite_queue import QueueTables
 from qnb.brokers.sqlite_schema import broker_statements, table_prefix
 from qnb.features import Features, Limits, Support
-from qnb.message import Envelope, Stored
+from qnb.message import Envelope, Note, Stored
 from qnb.settings import embedded_path, parse_url
 
 if TYPE_CHECKING:
@@ -83,6 +83,12 @@ class SqliteBroker:
             counts[envelope.queue] = counts.get(envelope.queue, 0) + 1
         for queue, count in counts.items():
             self._bells.ring(topic_of("queue", queue), count)
+
+    def publish_and_receive(
+        self, envelopes: Sequence[Envelope], inbox: Inbox, limit: int, timeout: float
+    ) -> Sequence[Note]:
+        self.publish_many(envelopes)
+        return inbox.receive_many(limit, timeout)
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> SqliteConsumer:
         names = list(dict.fromkeys(queues))

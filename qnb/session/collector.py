@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from qnb.backends.base import Backend
@@ -89,9 +89,20 @@ class Collector:
         """There is reason to read."""
         self._work.set()
 
-    def wait(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
-        """Wait until `done()`; False when it is not after `timeout` seconds. `condition` is notified of changes."""
+    def wait(
+        self,
+        done: Callable[[], bool],
+        condition: threading.Condition,
+        timeout: float | None,
+        send: Callable[[float], Sequence[Note]] | None = None,
+    ) -> bool:
+        """Wait until `done()`; False when it is not after `timeout` seconds. `condition` is notified of changes.
+
+        `send` is called first: it sends what waits to be sent, and gives notes when it has read the inbox for at
+        most so many seconds, which it may only be asked to do when nobody else reads (else with 0 seconds).
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
+        first = True
         try:
             while not done():
                 left = READ_SECONDS if deadline is None else min(READ_SECONDS, deadline - time.monotonic())
@@ -99,11 +110,18 @@ class Collector:
                     return False
                 if self._reader.acquire(blocking=False):
                     try:
-                        if not done():
+                        if send is not None and first:
+                            first = False
+                            self._backlog.extend(send(left))
+                            self._take_all()
+                        elif not done():
                             self._pump(left)
                     finally:
                         self._reader.release()
                 else:
+                    if send is not None and first:
+                        first = False
+                        send(0.0)
                     with condition:
                         if not done():
                             condition.wait(min(left, 0.05))
@@ -151,13 +169,7 @@ class Collector:
         backlog = self._backlog
         if not backlog:
             backlog.extend(self.inbox.receive_many(1000, timeout))
-        if backlog:
-            self._last_note = time.monotonic()
-            self._sweep_after = SWEEP_SECONDS
-        while backlog:
-            # Popped only when done with: a Ctrl-C in between leads to a second look, not to a loss.
-            self._take(backlog[0])
-            backlog.popleft()
+        self._take_all()
         now = time.monotonic()
         if self.pending and now - max(self._last_note, self._last_sweep) > self._sweep_after:
             self._last_sweep = now
@@ -165,6 +177,16 @@ class Collector:
             self.sweep()
             if self.pending:
                 self._on_silence()
+
+    def _take_all(self) -> None:
+        backlog = self._backlog
+        if backlog:
+            self._last_note = time.monotonic()
+            self._sweep_after = SWEEP_SECONDS
+        while backlog:
+            # Popped only when done with: a Ctrl-C in between leads to a second look, not to a loss.
+            self._take(backlog[0])
+            backlog.popleft()
 
     def _take(self, note: Note) -> None:
         try:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from qnb.backends.base import Backend
-from qnb.brokers.base import Broker, QueueSpec
+from qnb.brokers.base import Broker, Inbox, QueueSpec
 from qnb.codec.claims import lighten
 from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
-from qnb.message import Envelope, Frame
+from qnb.message import Envelope, Frame, Note
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,23 @@ class Publisher:
 
     def publish(self, frames: Sequence[Frame], queue: str, delay: float = 0.0) -> None:
         """Returns when the broker has confirmed what it took; a broker that is away gets it later."""
+        pairs = self._seal(frames, queue, delay)
+        if pairs:
+            with self._kept(pairs):
+                self.broker.publish_many([envelope for envelope, _ in pairs])
+
+    def publish_and_receive(
+        self, frames: Sequence[Frame], where: tuple[str, float], inbox: Inbox, limit: int, timeout: float
+    ) -> Sequence[Note]:
+        """The same to queue and delay `where`, then one inbox.receive_many; one round trip where the broker can."""
+        pairs = self._seal(frames, *where)
+        notes: Sequence[Note] = ()
+        if pairs:
+            with self._kept(pairs):
+                notes = self.broker.publish_and_receive([envelope for envelope, _ in pairs], inbox, limit, timeout)
+        return notes
+
+    def _seal(self, frames: Sequence[Frame], queue: str, delay: float) -> list[tuple[Envelope, Frame]]:
         if queue not in self._queues:
             self.broker.declare(QueueSpec(queue))
             self._queues.add(queue)
@@ -52,13 +70,15 @@ class Publisher:
                 pairs.append((self._envelope(frame, queue, delay), frame))
             except (BrokerError, StorageFull, Unsupported) as error:
                 self._failed(frame, error)
-        self._send(pairs)
+        return pairs
 
     def retry(self) -> None:
         """Try again what could not go out."""
         with self._lock:
             pairs, self._unsent = self._unsent, []
-        self._send(pairs)
+        if pairs:
+            with self._kept(pairs):
+                self.broker.publish_many([envelope for envelope, _ in pairs])
 
     @property
     def unsent(self) -> int:
@@ -72,11 +92,11 @@ class Publisher:
         for _, frame in pairs:
             self._failed(frame, error)
 
-    def _send(self, pairs: list[tuple[Envelope, Frame]]) -> None:
-        if not pairs:
-            return
+    @contextlib.contextmanager
+    def _kept(self, pairs: list[tuple[Envelope, Frame]]) -> Iterator[None]:
+        """Whatever goes wrong inside, these are sent, kept to be sent again, or failed. Ctrl-C is the caller's."""
         try:
-            self.broker.publish_many([envelope for envelope, _ in pairs])
+            yield
         except PublishFailed as error:
             failed = {id(envelope) for envelope in error.failed}
             left = [pair for pair in pairs if id(pair[0]) in failed]

@@ -24,7 +24,7 @@ from qnb.codec.payloads import encode_columns, encode_pickled, is_plain
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer, decode
 from qnb.errors import BadSignature, ConfigurationError, QnbError
-from qnb.message import DEFAULT_QUEUE, Frame, Function, split_task_id
+from qnb.message import DEFAULT_QUEUE, Frame, Function, Note, split_task_id
 from qnb.session import local
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
@@ -106,7 +106,6 @@ class Session(concurrent.futures.Executor):
         self._streams: dict[tuple[bytes, TaskOptions], Stream] = {}
         self._lock = threading.Lock()
         self.waiting: deque[Stream] = deque()  # streams with calls to be sent
-        self._dirty = False
         self._dozing = False
         self._flushes = 0
         self._alarm = threading.Event()
@@ -164,7 +163,6 @@ class Session(concurrent.futures.Executor):
         stream = self._stream(self._shipper.ship(function), options)
         future, waiting = stream.add(dumps((args, kwargs)))
         self.collector.expect(stream, 1)
-        self._dirty = True
         if waiting >= FRAME_BYTES:
             self.flush()
         elif self._dozing:
@@ -294,14 +292,41 @@ class Session(concurrent.futures.Executor):
 
     def flush(self) -> None:
         """Send every submit that still waits for company."""
-        if not self._dirty:
+        if not self.waiting:
             return
-        self._dirty = False
-        self._flushes += 1
-        while self.waiting:
-            stream = self.waiting.popleft()
-            if frames := stream.take(self.sizes.stream(stream.function)):
-                self.publisher.publish(frames, stream.options.queue or self.queue, stream.options.delay)
+        with self._sending:
+            self._flushes += 1
+            while self.waiting:
+                stream = self.waiting[0]
+                self.publisher.publish(stream.pack(self.sizes.stream(stream.function)), *self._where(stream))
+                stream.sent()
+                # Only now: after a Ctrl-C in between, the next flush finds it here.
+                self.waiting.popleft()
+
+    def _flush_and_receive(self, timeout: float) -> Sequence[Note]:
+        """Send, and read the inbox: in one round trip when a single call is all there is to be sent."""
+        if not timeout or len(self.waiting) != 1:
+            self.flush()
+            return ()
+        frames: list[Frame] = []
+        try:
+            with self._sending:
+                if len(self.waiting) != 1:
+                    return ()  # another thread was first
+                self._flushes += 1
+                stream = self.waiting[0]
+                frames = stream.pack(self.sizes.stream(stream.function))
+                stream.sent()
+                self.waiting.popleft()
+            return self.publisher.publish_and_receive(frames, self._where(stream), self.inbox, 1000, timeout)
+        except BaseException:  # Ctrl-C: whether they were taken is not known, so they are sent again
+            if frames:
+                stream.unsent(frames)
+                self.waiting.append(stream)
+            raise
+
+    def _where(self, stream: Stream) -> tuple[str, float]:
+        return stream.options.queue or self.queue, stream.options.delay
 
     def _run_flusher(self, embedded: bool) -> None:
         """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
@@ -310,7 +335,7 @@ class Session(concurrent.futures.Executor):
         while not self.closed:
             if self._flushes != flushes:
                 used = time.monotonic()
-            sent = self._dirty
+            sent = bool(self.waiting)
             try:
                 self.flush()
                 flushes = self._flushes
@@ -328,7 +353,7 @@ class Session(concurrent.futures.Executor):
             if not self._dozing:
                 # Where each submit is waited for, who waits sends it, and looking less often costs less.
                 time.sleep(FLUSH_SECONDS if sent else SELDOM_SECONDS)
-            elif not self._dirty:
+            elif not self.waiting:
                 self._alarm.wait(1.0)
                 self._alarm.clear()
 
@@ -376,8 +401,7 @@ class Session(concurrent.futures.Executor):
 
     def wait_for(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
         """Wait until `done()`, reading outcomes meanwhile; False when it is not after `timeout` seconds."""
-        self.flush()
-        return self.collector.wait(done, condition, timeout)
+        return self.collector.wait(done, condition, timeout, self._flush_and_receive)
 
     def learn(self, function: bytes, seconds: float, calls: int) -> None:
         """So many calls of a function took so long."""

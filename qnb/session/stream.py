@@ -33,6 +33,7 @@ class Stream:
         self._lock = threading.Lock()
         self._first = self._next = 0
         self._buffer: list[bytes] = []
+        self._outgoing: list[Frame] = []
         self._bytes = 0
 
     def add(self, call: bytes) -> tuple[Future, int]:
@@ -49,13 +50,29 @@ class Stream:
             # 256 calls count as full, however small.
             return future, max(self._bytes, len(buffer) << 8)
 
-    def take(self, limit: int) -> list[Frame]:
-        """Frames of what waits to be sent, at most `limit` calls each."""
+    def pack(self, limit: int) -> list[Frame]:
+        """What is to be sent as frames of at most `limit` calls; the same again until `sent` says that they were."""
         with self._lock:
             calls, first = self._buffer, self._first
-            self._buffer, self._bytes, self._first = [], 0, self._next
-        if not calls:
-            return []
+            frames = self._outgoing + self._frames(calls, first, limit)
+            # Nothing is called between these lines, so that Ctrl-C finds either all of them done or none.
+            self._outgoing = frames
+            self._buffer = []
+            self._bytes = 0
+            self._first = self._next
+        return frames
+
+    def sent(self) -> None:
+        """What was packed has been sent."""
+        self._outgoing = []
+
+    def unsent(self, frames: list[Frame]) -> None:
+        """These have not been sent after all, or nobody knows."""
+        with self._lock:
+            if self._outgoing is not frames:
+                self._outgoing = frames + self._outgoing
+
+    def _frames(self, calls: list[bytes], first: int, limit: int) -> list[Frame]:
         now, options, peer = time.time(), self.options.on_wire(), self.session.peer
         frames, start = [], 0
         while start < len(calls):
