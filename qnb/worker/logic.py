@@ -52,12 +52,16 @@ class Piece:
 
 @dataclass(slots=True, eq=False)
 class Given:
-    """A work that a lane has; `seconds` is the estimate, None when the function was never timed."""
+    """A work that a lane has; `seconds` is the estimate, None when the function was never timed.
+
+    `open` is of an async lane alone, where calls end in any order: the indices that have not.
+    """
 
     piece: Piece
     serial: int
     seconds: float | None
     told: int = -1
+    open: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -203,37 +207,56 @@ class WorkerLogic:
         for given in reversed(lane.given.values()):
             piece = given.piece
             if lane.is_async:
-                for index in range(piece.first, piece.first + piece.count):
+                for index in sorted(given.open, reverse=True):
                     actions += self._blame(lane, Piece(piece.held, index, 1), index, reason, now)
-            elif given.serial == mark[0]:
+            elif given.serial == mark[0] and piece.first <= mark[1] < piece.first + piece.count:
                 actions += self._blame(lane, piece, mark[1], reason, now)
             else:
-                self.waiting.appendleft(piece)
+                actions += self._requeue(piece.held, piece.first, piece.count)
+        if self.draining:
+            return actions
         if lane.is_async:
-            return actions + ([Spawn(is_async=True)] if self._any_async() else []) + self.deal()
+            if self._any_async() and not self._spawning_async:
+                self._spawning_async = True
+                actions.append(Spawn(is_async=True))
+            return actions + self.deal()
         return actions + ([] if lane.retiring else self._resize()) + self.deal()
+
+    def _requeue(self, held: Held, first: int, count: int) -> list[Action]:
+        """Calls that a lane had and did not end wait again, before all others; revoked ones no longer."""
+        spans = gaps(first, count, self.revoked.get(held.frame.run, ()))
+        self.waiting.extendleft(Piece(held, *span) for span in reversed(spans))
+        actions: list[Action] = []
+        for start, length in gaps(first, count, spans):
+            actions += self._conclude(held, start, length, CANCELLED, None)
+        return actions
 
     def _blame(self, lane: LaneState, piece: Piece, index: int, reason: str, now: float) -> list[Action]:
         """Call `index` of the piece was running in a lane that died; the rest of the piece goes back to wait."""
         held, stop = piece.held, piece.first + piece.count
+        actions: list[Action] = []
         for first, last in ((index + 1, stop), (piece.first, index)):
             if last > first:
-                self.waiting.appendleft(Piece(held, first, last - first))
+                actions += self._requeue(held, first, last - first)
         frame, options = held.frame, held.frame.options
         if lane.verdict == ("terminate", index):
-            return self._conclude(held, index, 1, CANCELLED, None)
+            return actions + self._conclude(held, index, 1, CANCELLED, None)
         if lane.verdict == ("timeout", index):
             error = TaskTimeout(f"ran longer than its timeout of {options.timeout:g} s; its lane was killed")
             if frame.attempt <= options.retries:
-                return self._again(held, index, str(error), now)
-            return self._conclude(held, index, 1, FAILED, error)
+                return actions + self._again(held, index, str(error), now)
+            return actions + self._conclude(held, index, 1, FAILED, error)
+        if lane.verdict is not None:  # killed for another call, which came to its end just then
+            return actions + self._requeue(held, index, 1)
         deaths = self._deaths[frame.run, index] = self._deaths.get((frame.run, index), 0) + 1
         if deaths < options.max_deliveries:
-            self.waiting.appendleft(Piece(held, index, 1))
-            return [Tell(Progress(frame.run, [index], RETRYING, self.worker, now, frame.attempt), frame.reply_to)]
+            actions += self._requeue(held, index, 1)
+            progress = Progress(frame.run, [index], RETRYING, self.worker, now, frame.attempt)
+            return [*actions, Tell(progress, frame.reply_to)]
         del self._deaths[frame.run, index]
         times = "once" if deaths == 1 else f"{deaths} times"
-        return self._conclude(held, index, 1, LOST, TaskLost(f"lost: {reason}, {times}; see the dead letters"))
+        lost = TaskLost(f"lost: {reason}, {times}; see the dead letters")
+        return actions + self._conclude(held, index, 1, LOST, lost)
 
     # Calls end -----------------------------------------------------------------------------------------------
 
@@ -252,6 +275,12 @@ class WorkerLogic:
             self.counts["done"] += count - failed
             actions.append(Keep(held.frame.run, first, count, states, data, held.frame.reply_to))
             actions += self._account(held, count)
+            if lane.is_async:
+                given.open.difference_update(range(first, first + count))
+            if self._deaths:
+                for index in range(first, first + count):
+                    self._deaths.pop((held.frame.run, index), None)
+        given.open.difference_update(index for index, _ in report.again)
         for index, message in report.again:
             actions += self._again(held, index, message, now)
         piece.count -= report.ran
@@ -338,7 +367,7 @@ class WorkerLogic:
 
     def _lane_for(self, piece: Piece) -> LaneState | None:
         if piece.held.frame.function.is_async:
-            return self._async_lane()
+            return self._async_lane_for(piece)
         best: LaneState | None = None
         for lane in self.lanes.values():
             if lane.is_async or lane.retiring or lane.verdict is not None:
@@ -374,7 +403,9 @@ class WorkerLogic:
         if code is not None:
             remember(lane.known, function.hash, None, FUNCTIONS_KEPT)
         seconds = self._seconds(piece)
-        lane.given[self._serial] = Given(piece, self._serial, None if seconds == math.inf else seconds)
+        given = lane.given[self._serial] = Given(piece, self._serial, None if seconds == math.inf else seconds)
+        if lane.is_async:
+            given.open.update(range(piece.first, piece.first + piece.count))
         work = Work(
             self._serial, frame.run, piece.first, piece.count, function.hash, function.name, code, args,
             frame.sent_at, frame.attempt, options.retries, options.soft_timeout, options.timeout,
@@ -383,6 +414,15 @@ class WorkerLogic:
 
     def _async_lane(self) -> LaneState | None:
         return next((lane for lane in self.lanes.values() if lane.is_async and lane.verdict is None), None)
+
+    def _async_lane_for(self, piece: Piece) -> LaneState | None:
+        """Nobody can tell which call took the lane down: those that ran in it then run alone from then on."""
+        lane = self._async_lane()
+        if lane is None or not self._deaths or not lane.given:
+            return lane
+        pieces = (piece, *(given.piece for given in lane.given.values()))
+        suspect = any((p.held.frame.run, p.first) in self._deaths for p in pieces)
+        return None if suspect else lane
 
     def _any_async(self) -> bool:
         return any(piece.held.frame.function.is_async for piece in self.waiting)
@@ -456,17 +496,29 @@ class WorkerLogic:
         self.waiting.clear()
         for key, pieces in begun.items():
             held = pieces[0].held
-            if held.left == sum(piece.count for piece in pieces):
+            if held.frame.count == sum(piece.count for piece in pieces):
                 del self.held[key]
                 actions.append(Release(held.delivery))
                 continue
             for piece in pieces:
-                # Part of the frame runs here: the rest travels on as a frame of its own.
+                # Part of the frame has run or runs here: the rest travels on as a frame of its own.
                 start = piece.first - held.frame.first
                 args = slice_calls(held.frame.args, start, start + piece.count)
                 rest = replace(held.frame, first=piece.first, count=piece.count, args=args)
                 actions += [Publish(rest, held.delivery.queue), *self._account(held, piece.count)]
         return actions
+
+    def abandon(self) -> list[Action]:
+        """The lanes are being killed: give back what they run, too, and hear no more of them."""
+        for lane in self.lanes.values():
+            for given in lane.given.values():
+                piece = given.piece
+                if lane.is_async:
+                    self.waiting += (Piece(piece.held, index, 1) for index in sorted(given.open))
+                else:
+                    self.waiting.append(piece)
+            lane.given.clear()
+        return self.drain()
 
     @property
     def idle(self) -> bool:

@@ -372,8 +372,7 @@ class Worker:
     def _kill_all(self) -> None:
         for lane in self.lanes.values():
             lane.kill()
-        self._actions += [act.Release(held.delivery) for held in self.logic.held.values()]
-        self.logic.held.clear()
+        self._actions += self.logic.abandon()
 
     def _close(self) -> None:
         """Lanes first, so that nothing more can be reported; the consumer last but one, to release what is left."""

@@ -29,6 +29,10 @@ class LaneDied(Exception):
     """The lane's process has ended; str() says how."""
 
 
+class _LeftToItself(BaseException):
+    """Ends the thread of a lane that nobody listens to any more."""
+
+
 class Lane(Protocol):
     """Where calls run, one after the other. `receive` and `flush` are called by the settle thread alone."""
 
@@ -190,10 +194,13 @@ class ThreadLane:
 
     def _run(self, welcome: Welcome) -> None:
         runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report)
-        while (work := self._works.get()) is not None:
-            runner.run(work)
+        with contextlib.suppress(_LeftToItself):
+            while (work := self._works.get()) is not None:
+                runner.run(work)
 
     def _note(self, serial: int, index: int, started: float) -> None:
+        if self._dead:
+            raise _LeftToItself  # the calls after the one that was given up are another lane's by now
         self._mark = (serial, index, started)
 
     def _report(self, report: Report) -> None:
@@ -222,6 +229,7 @@ class ThreadLane:
             self._ours.recv(4096)
         if self._dead:
             self._ours.close()
+            self._theirs.close()
             raise LaneDied("it is a thread, which cannot be killed: the call was left to itself")
         return [self._reports.popleft() for _ in range(len(self._reports))]
 
@@ -231,7 +239,8 @@ class ThreadLane:
     def kill(self) -> None:
         self._dead = True
         self._works.put(None)
-        self._theirs.send(b"!")
+        with contextlib.suppress(OSError):
+            self._theirs.send(b"!")
 
     def close(self) -> None:
         self._works.put(None)
