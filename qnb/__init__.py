@@ -8,28 +8,61 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qnb.errors import (
-        AccessDenied,
-        BackendUnavailable,
-        BrokerUnavailable,
-        CannotPickle,
-        CannotUnpickle,
-        ConfigurationError,
-        MissingLibrary,
-        PayloadTooLarge,
-        QnbError,
-        RemoteError,
-        SoftTimeout,
-        TaskExpired,
-        TaskLost,
-        TaskTimeout,
-        UnknownScheme,
-        UnknownTask,
-        Unsupported,
+        AccessDenied as AccessDenied,
     )
-    from qnb.session.batch import Batch
-    from qnb.session.future import Future
-    from qnb.session.session import Session, current_session
-    from qnb.session.task import Task
+    from qnb.errors import (
+        BackendUnavailable as BackendUnavailable,
+    )
+    from qnb.errors import (
+        BrokerUnavailable as BrokerUnavailable,
+    )
+    from qnb.errors import (
+        CannotPickle as CannotPickle,
+    )
+    from qnb.errors import (
+        CannotUnpickle as CannotUnpickle,
+    )
+    from qnb.errors import (
+        ConfigurationError as ConfigurationError,
+    )
+    from qnb.errors import (
+        MissingLibrary as MissingLibrary,
+    )
+    from qnb.errors import (
+        PayloadTooLarge as PayloadTooLarge,
+    )
+    from qnb.errors import (
+        QnbError as QnbError,
+    )
+    from qnb.errors import (
+        RemoteError as RemoteError,
+    )
+    from qnb.errors import (
+        SoftTimeout as SoftTimeout,
+    )
+    from qnb.errors import (
+        TaskExpired as TaskExpired,
+    )
+    from qnb.errors import (
+        TaskLost as TaskLost,
+    )
+    from qnb.errors import (
+        TaskTimeout as TaskTimeout,
+    )
+    from qnb.errors import (
+        UnknownScheme as UnknownScheme,
+    )
+    from qnb.errors import (
+        UnknownTask as UnknownTask,
+    )
+    from qnb.errors import (
+        Unsupported as Unsupported,
+    )
+    from qnb.session.batch import Batch as Batch
+    from qnb.session.future import Future as Future
+    from qnb.session.session import Session as Session
+    from qnb.session.session import current_session as current_session
+    from qnb.session.task import Task as Task
 
 # Name → module. Nothing is imported before it is asked for: `import qnb` takes a few milliseconds.
 _PUBLIC = {

@@ -9,7 +9,7 @@ from typing import Any
 from qnb.errors import ConfigurationError, MissingLibrary, UnknownScheme
 from qnb.settings import ALIASES, parse_url, redact
 
-# What this package brings. Looked up here first: reading all entry points of an environment takes longer than connecting.
+# What this package brings, looked up first: reading an environment's entry points takes longer than connecting.
 BROKERS = {
     "sqlite": "qnb.brokers.sqlite:SqliteBroker",
     "memory": "qnb.brokers.memory:MemoryBroker",

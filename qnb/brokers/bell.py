@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,7 @@ class SocketBells(Bells):
     """The bells of one file, for all processes of this user. Raises OSError where there can be none."""
 
     def __init__(self, path: str) -> None:
-        if fcntl is None or not hasattr(socket, "AF_UNIX") or not hasattr(os, "getuid"):
+        if "fcntl" not in sys.modules or not hasattr(socket, "AF_UNIX") or not hasattr(os, "getuid"):
             raise OSError(errno.ENOTSUP, "no Unix sockets here")
         super().__init__()
         name = hashlib.blake2b(os.path.realpath(path).encode(), digest_size=6).hexdigest()

@@ -72,7 +72,7 @@ def _parts(error: BaseException, tb: TracebackType | None, seen: set[int]) -> tu
 
     seen.add(id(error))
     frames = Traceback(tb).to_dict() if tb is not None else None
-    state = {k: v for k, v in vars(error).items()}
+    state = dict(vars(error))
     cause, context = error.__cause__, error.__context__
     nested = [
         _parts(other, other.__traceback__, seen) if other is not None and id(other) not in seen else None

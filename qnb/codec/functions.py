@@ -65,8 +65,8 @@ def unpack(name: str, code: bytes) -> Callable[..., Any]:
     made_by, here = tuple(code[:2]), sys.version_info[:2]
     if made_by not in (_ANY_PYTHON, here):
         raise CannotUnpickle(
-            f"the function {name} was shipped by Python {made_by[0]}.{made_by[1]}, this worker runs {here[0]}.{here[1]}: "
-            "start the worker with the notebook's Python version"
+            f"the function {name} was shipped by Python {made_by[0]}.{made_by[1]}, "
+            f"this worker runs {here[0]}.{here[1]}: start the worker with the notebook's Python version"
         )
     try:
         function, sources = loads(code[2:])
@@ -94,7 +94,9 @@ def plain(function: Any) -> Any:
 def is_coroutine(function: Any) -> bool:
     """Whether calling it gives a coroutine."""
     inner = plain(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))
+    if not inspect.isroutine(inner) and callable(inner):
+        inner = type(inner).__call__
+    return inspect.iscoroutinefunction(inner)
 
 
 def parameter_names(function: Any, positional: int) -> list[str]:

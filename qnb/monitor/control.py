@@ -175,4 +175,4 @@ class Workers:
     def _repr_html_(self) -> str:
         if not self._rows:
             return "<p>No workers. Start one with <code>qnb worker URL</code>, or <code>Session(workers=2)</code>.</p>"
-        return str(self.df._repr_html_())  # type: ignore[operator]
+        return str(self.df._repr_html_())
