@@ -69,9 +69,9 @@ class QnbMagics(Magics):
         print(NO_SESSION if session is None else status_text(session))
 
     def _connect(self, arguments: argparse.Namespace) -> None:
-        import qnb
+        from qnb.session.session import Session
 
-        session = qnb.Session(arguments.url, backend=arguments.backend, workers=arguments.workers)
+        session = Session(arguments.url, backend=arguments.backend, workers=arguments.workers)
         # The one from before goes only when the new one stands; a cell may run twice.
         before, self._connected = self._connected, session
         if before is not None:
@@ -96,10 +96,9 @@ class QnbMagics(Magics):
 
 
 def _current() -> Session | None:
-    import qnb
+    from qnb.session.session import current_session
 
-    session: Session | None = qnb.current_session()
-    return session
+    return current_session()
 
 
 def status_text(session: Session) -> str:

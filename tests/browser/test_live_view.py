@@ -77,16 +77,6 @@ def test_a_kernel_that_cannot_hear_while_busy_is_told_of(write: Open) -> None:
         notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
 
 
-def test_a_restarted_kernel_leaves_the_last_state(write: Open) -> None:
-    with write("batch = FakeBatch(3000).play(300)\nbatch") as notebook:
-        notebook.run_all()
-        notebook.page.wait_for_timeout(1500)
-        notebook.ask("panel.sessionContext.session.kernel.restart()")
-        notebook.page.locator(".jp-OutputArea table").wait_for()
-        assert not notebook.page.locator(".qnb-batch").count()
-        assert "of 3,000" in notebook.page.locator(".jp-OutputArea").last.inner_text()
-
-
 def test_a_short_batch_leaves_no_error_behind(write: Open) -> None:
     """The widget may be closed while the browser still builds its view."""
     with write(*["FakeBatch(3).play(0.05)"] * 5) as notebook:
