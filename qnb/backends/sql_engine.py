@@ -109,7 +109,9 @@ class AlchemyEngine:
             else:
                 url = sa.make_url(self._address.original).difference_update_query(_OWN_OPTIONS)
                 url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-            engine: sqlalchemy.Engine = sa.create_engine(url, pool_pre_ping=True, pool_recycle=1800, connect_args=connect)
+            engine: sqlalchemy.Engine = sa.create_engine(
+                url, pool_pre_ping=True, pool_recycle=1800, connect_args=connect
+            )
         except ImportError as error:
             pip = f"pip install 'qnb[sql]' or {error.name}"
             raise MissingLibrary(f"{self._address} needs {error.name}, which is not installed: {pip}") from error
