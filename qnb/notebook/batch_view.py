@@ -36,7 +36,8 @@ def display(batch: BatchLike) -> None:
     """Show a batch: live in a notebook, as text elsewhere."""
     shell: Any = get_ipython()
     if not hasattr(shell, "kernel"):
-        print(batch_text(batch))
+        # IPython has written its prompt by now, and the bar is to stand below the name.
+        print(batch_text(batch) if shell is None else f"\n{batch_text(batch)}")
         return
     if batch.over or not _can_be_live():
         shell.display_pub.publish(data=_bundle(take(batch)))
