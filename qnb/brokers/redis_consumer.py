@@ -52,7 +52,6 @@ class RedisConsumer:
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
         self._unsettled: dict[Token, Delivery] = {}
-        self._spare: list[Delivery] = []
         self._woken = self._closed = False
         self._look_at = 0.0
         self._wake_keys: list[bytes] = []  # none when the server had no memory for it
@@ -76,9 +75,6 @@ class RedisConsumer:
                     return []
 
     def _take(self, room: int, deadline: float) -> list[Delivery]:
-        if self._spare:
-            got, self._spare = self._spare, []
-            return got
         now = time.monotonic()
         if now >= self._look_at or self._opened != self._line.opened:
             got = self._look(room, deadline)
@@ -111,8 +107,7 @@ class RedisConsumer:
             else:
                 got += self._deliveries(*self._streams[key], entries)
         if self._look_at == 0.0 and got:
-            # Something urgent may have come at the same time, on a level that was not read. What is taken beyond
-            # the limit is handed out next.
+            # Something urgent may have come at the same time, on a level that was not read.
             got = self._look(room, deadline) + self._claim(room, deadline) + got
             got.sort(key=lambda delivery: -delivery.token[1])
         return got
@@ -158,7 +153,7 @@ class RedisConsumer:
                 name = entry.decode()
                 self._unsettled.pop((queue, level, name, count - 1), None)  # its own, when its lease ran out
                 got.append(Delivery(queue, body, count + before, (queue, level, name, count)))
-        self._noted = False
+        self._noted = self._quiet = False
         self._opened = self._line.opened
         self._look_at = time.monotonic() + soonest
         return got
@@ -192,8 +187,8 @@ class RedisConsumer:
         if self._closed:
             self.release_many(got)
             return []
-        if len(got) > limit:  # one more from each of several streams
-            self._spare = got[limit:]
+        if len(got) > limit:  # the plain read gives one from each of several streams; seldom two have one
+            self.release_many(got[limit:])
             del got[limit:]
         return got
 
