@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import operator
 import re
 import time
 from collections import Counter, deque
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from threading import Condition
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from qnb.message import CANCELLED, DONE, FAILED, QUEUED, RUNNING, STATES, Function, Outcomes, Progress
 from qnb.session.columns import Columns
@@ -68,8 +69,16 @@ class Batch:
     def __len__(self) -> int:
         return self.data.count
 
-    def __getitem__(self, index: int) -> Future:
-        """The Future of call `index`; negative counts from the end."""
+    @overload
+    def __getitem__(self, index: int) -> Future: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Future]: ...
+
+    def __getitem__(self, index: int | slice) -> Future | list[Future]:
+        """The Future of call `index`; negative counts from the end; a slice gives a list of them."""
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"call {index} of a batch of {len(self)}")
         index %= len(self)
@@ -329,6 +338,10 @@ class Batch:
             self._count_down(len(open_calls))
         self._changed(spans_of(open_calls))
         return len(open_calls)
+
+    def state(self, index: int) -> int | None:
+        """The state of a call; None when there is no such call."""
+        return self.data.states[index] if index < len(self) else None
 
     def missing(self) -> list[tuple[int, int]]:
         """Spans of calls without an outcome."""

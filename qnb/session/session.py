@@ -424,6 +424,12 @@ class Session(concurrent.futures.Executor):
             for start, length in gaps(first, count, on):
                 self.collector.settled(sink, sink.cancelled(start, length))
 
+    def state(self, id: str) -> str:
+        """The state of a task by its id, of another session too once it is over; "unknown" when nobody knows it."""
+        from qnb.session.lookup import state_of
+
+        return state_of(id, self.collector.sinks, self.backend, self.signer)
+
     @property
     def control(self) -> Control:
         """Inspect and control the workers."""

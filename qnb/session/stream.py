@@ -126,6 +126,11 @@ class Stream:
         """Whether no call can come any more: a stream stays open."""
         return False
 
+    def state(self, index: int) -> int | None:
+        """The state of a call; None when it is over or there is none."""
+        future = self.pending.get(index)
+        return None if future is None else future._code
+
     def missing(self) -> list[tuple[int, int]]:
         """Spans of sent calls without an outcome."""
         with self._lock:
