@@ -42,7 +42,9 @@ def test_killed_lane(url: str, open_session: OpenSession, workers: Workers, log:
     ledger = log.ledger("lane kill -9", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
     assert ledger.run_twice == 0  # what was killed never came to its end, and nothing else is run again
-    again = [i for i, pid, _ in log.marks("S") if pid == victim and (i, pid) not in {(a, b) for a, b, _ in log.marks("E")}]
+    again = [
+        i for i, pid, _ in log.marks("S") if pid == victim and (i, pid) not in {(a, b) for a, b, _ in log.marks("E")}
+    ]
     restarted = [started for i, pid, started in log.marks("S") if i in again and pid != victim]
     assert restarted and restarted[0] - at < 1.0
 

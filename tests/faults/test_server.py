@@ -122,9 +122,7 @@ def proxy(services: Services) -> Iterator[tuple[Proxy, str]]:
     found.close()
 
 
-def test_cut_network(
-    proxy: tuple[Proxy, str], open_session: OpenSession, workers: Workers, log: Log
-) -> None:
+def test_cut_network(proxy: tuple[Proxy, str], open_session: OpenSession, workers: Workers, log: Log) -> None:
     line, url = proxy
     session = open_session(url)
     workers.start(session, url, count=2)
