@@ -127,6 +127,9 @@ class RedisBroker:
             raise TypeError("this reads an inbox of a Redis bus only")
         for envelope in envelopes:
             self._check(envelope)
+        if any(not _plain(envelope) for envelope in envelopes):  # a script, which may have to be loaded first
+            self.publish_many(envelopes)
+            return inbox.receive_many(limit, timeout)
         replies, notes = inbox.receive_after([self._command(envelope) for envelope in envelopes], limit, timeout)
         if replies is None:  # the link broke: whether they were taken is not known
             self.publish_many(envelopes)
@@ -182,7 +185,7 @@ class RedisBroker:
         return replies[len(known) :]
 
     def _command(self, envelope: Envelope) -> Command:
-        if envelope.delay <= 0 and envelope.priority == 0:
+        if _plain(envelope):
             return ("XADD", f"{self._base}q0:{envelope.queue}", "*", "b", envelope.body)
         delay = max(0, round(envelope.delay * 1000))
         arguments = {"queue": envelope.queue, "level": envelope.priority, "delay": delay}
@@ -227,3 +230,8 @@ class RedisBroker:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _plain(envelope: Envelope) -> bool:
+    """Whether one XADD does it."""
+    return envelope.delay <= 0 and envelope.priority == 0

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import pytest
 
-from qnb.brokers.base import PRESENCE_SECONDS
+from qnb.brokers.base import PRESENCE_SECONDS, QueueSpec
+from qnb.errors import PayloadTooLarge, Unsupported
 from qnb.message import Note
-from tests.conformance.help import LATE, Later, Place, read
+from tests.conformance.help import LATE, Later, Place, bodies, messages, read, take
 
 POSTER = """
 import sys
@@ -30,8 +32,8 @@ sys.stdin.readline()
 """
 
 
-def notes_to(peer: str, count: int, start: int = 0) -> list[Note]:
-    return [Note(peer, "event", b"%d" % number) for number in range(start, start + count)]
+def notes_to(peer: str, count: int, start: int = 0, kind: str = "event") -> list[Note]:
+    return [Note(peer, kind, b"%d" % number) for number in range(start, start + count)]
 
 
 def test_notes_arrive_in_order(place: Place) -> None:
@@ -258,3 +260,51 @@ def test_rejoining_starts_afresh(place: Place) -> None:
     assert second.receive_many(10, 0) == []
     broker.bus().post_many(notes_to("me", 1, 9))
     assert read(second, 1) == notes_to("me", 1, 9)
+
+
+def test_publish_and_receive(place: Place) -> None:
+    """A call goes out and its outcome comes in, in one step."""
+    broker = place.broker()
+    inbox = place.inbox(broker, "me")
+    broker.declare(QueueSpec("q"))
+    worker = place.broker()
+    consumer = place.consumer(worker)
+
+    def serve(count: int) -> None:
+        for _ in range(count):
+            for delivery in take(consumer, 1):
+                worker.bus().post_many([Note("me", "outcomes", delivery.body)])
+                consumer.ack_many([delivery])
+
+    serving = Later(lambda: serve(22))
+    for number in range(20):
+        assert broker.publish_and_receive(messages(b"%d" % number), inbox, 10, 5.0) == notes_to(
+            "me", 1, number, "outcomes"
+        )
+    choices: list[dict[str, Any]] = [{"priority": 5}, {"delay": 0.1}]
+    for options in choices:
+        assert broker.publish_and_receive(messages(b"0", **options), inbox, 10, 5.0) == notes_to("me", 1, 0, "outcomes")
+    serving.result()
+    assert broker.publish_and_receive(messages(b"unanswered"), inbox, 10, 0.2) == []
+    assert broker.publish_and_receive([], inbox, 10, 0) == []
+    assert bodies(take(consumer, 1)) == [b"unanswered"]
+
+
+def test_publish_and_receive_refuses_what_publish_refuses(place: Place) -> None:
+    broker = place.broker(max_message=10)
+    inbox = place.inbox(broker, "me")
+    with pytest.raises(PayloadTooLarge):
+        broker.publish_and_receive(messages(b"x" * 11), inbox, 10, 0)
+    with pytest.raises(Unsupported):
+        broker.publish_and_receive(messages(b"x", priority=99), inbox, 10, 0)
+    assert broker.depth("q") == 0
+
+
+def test_publish_and_receive_takes_the_notes_that_are_there(place: Place) -> None:
+    broker = place.broker()
+    inbox = place.inbox(broker, "me")
+    broker.bus().post_many(notes_to("me", 5))
+    got = list(broker.publish_and_receive(messages(b"x"), inbox, 3, 5.0))
+    assert got == notes_to("me", 3)
+    assert read(inbox, 2) == notes_to("me", 2, 3)
+    assert broker.depth("q") == 1

@@ -361,7 +361,7 @@ def test_every_key_has_the_one_tag(services: Services) -> None:
     broker.bus().post_many([Note("me", "event", b"x")])
     settle = broker.partner(backend)
     assert settle is not None
-    settle(consumer, Turn(store=[Stored("run", 0, 1, b"x")], ack=deliveries[1:]))
+    settle(consumer, Turn(store=[Stored("run", 0, 1, b"x")], ack=list(deliveries[1:])))
     backend.put_blob("blob", b"x")
     backend.revoke_many([("run", 0, 1)])
     found = broker._client.one("KEYS", "*")

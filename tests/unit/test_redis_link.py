@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -256,7 +257,7 @@ def test_sentinel_failover(services: Services) -> None:
     replica = services.redis(replicaof=f"127.0.0.1 {master.port}")
     sentinels = []
     for _ in range(3):
-        lines = {"sentinel monitor mymaster": f"127.0.0.1 {master.port} 2"}
+        lines: dict[str, Any] = {"sentinel monitor mymaster": f"127.0.0.1 {master.port} 2"}
         lines |= {"sentinel down-after-milliseconds mymaster": 700, "sentinel failover-timeout mymaster": 3000}
         sentinels.append(services.redis(sentinel=True, **lines))
     hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
