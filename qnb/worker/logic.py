@@ -21,6 +21,7 @@ from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
 PIECE_SECONDS = 0.02  # a lane gets about this much work at once
 AHEAD_SECONDS = 0.02  # the next work is sent along while a lane has no more than this left
 FETCH_FRAMES = 8
+FETCH_SECONDS = 0.05  # of estimated work a lane, fetched at once: what a crash would strand
 MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is charged by itself
 TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
@@ -96,6 +97,7 @@ class WorkerLogic:
         self.draining = False
         self.counts = {"done": 0, "failed": 0, "cancelled": 0, "lost": 0, "retried": 0, "lanes_died": 0}
         self._deaths: dict[tuple[str, int], int] = {}
+        self._latest = (b"", 1)  # function and calls of the newest frame: the next will be like it
         self._serial = 0
         self._spawning = 0
         self._spawning_async = False
@@ -111,6 +113,7 @@ class WorkerLogic:
         if not held.left:
             return [Ack(delivery)]
         self.held[id(held)] = held
+        self._latest = (frame.function.hash, frame.count)
         remember(self.names, frame.function.hash, frame.function.name, _KEPT)
         actions: list[Action] = []
         if delivery.deliveries > MAX_REDELIVERIES:
@@ -147,14 +150,19 @@ class WorkerLogic:
         lanes = [lane for lane in self.lanes.values() if not lane.is_async and not lane.retiring]
         if len(self.held) >= 4 * FETCH_FRAMES + len(lanes):
             return 0
-        idle = sum(not lane.given for lane in lanes)
         waiting = [piece for piece in self.waiting if not piece.held.frame.function.is_async]
-        if sum(map(self._seconds, waiting)) > AHEAD_SECONDS * len(lanes):
+        seconds = sum(map(self._seconds, waiting))
+        if seconds > AHEAD_SECONDS * len(lanes):
             return 0
-        if idle or all(lane.ahead <= AHEAD_SECONDS for lane in lanes):
-            known = all(lane.ahead < math.inf for lane in lanes)
-            return FETCH_FRAMES if known and self.estimates else max(0, idle - len(waiting))
-        return 0
+        idle = sum(not lane.given for lane in lanes)
+        if not idle and any(lane.ahead > AHEAD_SECONDS for lane in lanes):
+            return 0
+        needed = max(0, idle - len(waiting))
+        each = self._latest[1] * self.estimates.get(self._latest[0], math.inf)
+        ahead = sum(lane.ahead for lane in lanes)
+        if math.inf in (each, ahead):
+            return needed
+        return max(needed, min(FETCH_FRAMES, int((FETCH_SECONDS * len(lanes) - seconds - ahead) / each)))
 
     def _seconds(self, piece: Piece) -> float:
         each = self.estimates.get(piece.held.frame.function.hash)
