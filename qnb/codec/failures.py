@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from types import TracebackType
+from collections.abc import Callable
+from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
 from qnb.codec.pickling import dumps_home, loads
@@ -11,6 +12,9 @@ from qnb.errors import RemoteError, ShippingError
 from qnb.message import Failure
 
 _TRACEBACK_CHARS = 65536
+Keep = Callable[[dict[str, Any]], dict[str, Any]]  # which attributes of an exception travel
+_BARE = (object, BaseException, Exception)
+_LEFT_OUT = {(AttributeError, "obj")}  # any object of the task, however large
 
 
 def pack_failure(error: BaseException, skip: int = 0) -> Failure:
@@ -19,15 +23,20 @@ def pack_failure(error: BaseException, skip: int = 0) -> Failure:
     for _ in range(skip):
         tb = tb.tb_next if tb is not None else None
     lines = traceback.format_exception(type(error), error, tb)
-    try:
-        payload = dumps_home(_parts(error, tb, set()))
-        loads(payload)  # an exception that cannot be opened again is better told as text
-    except ShippingError:
-        payload = None
+    payload = _payload(error, tb, dict) or _payload(error, tb, _picklable)
     text = "".join(lines)
     if len(text) > _TRACEBACK_CHARS:
         text = text[:1000] + "\n  …\n" + text[1000 - _TRACEBACK_CHARS :]
     return Failure(_type_name(error), _message(error), text, payload)
+
+
+def _payload(error: BaseException, tb: TracebackType | None, keep: Keep) -> bytes | None:
+    try:
+        payload = dumps_home(_parts(error, tb, set(), keep))
+        _rebuild(loads(payload))
+    except Exception:  # an exception that cannot be opened again is better told as text
+        return None
+    return payload
 
 
 def unpack_failure(failure: Failure) -> BaseException:
@@ -48,7 +57,7 @@ def unpack_failure(failure: Failure) -> BaseException:
 
 def own_failure(error: BaseException) -> Failure:
     """A Failure of qnb's own making (lost, timed out), which has no traceback."""
-    payload = dumps_home(_parts(error, None, set()))
+    payload = dumps_home(_parts(error, None, set(), dict))
     return Failure(_type_name(error), _message(error), f"{_type_name(error)}: {error}\n", payload)
 
 
@@ -66,22 +75,47 @@ def _message(error: BaseException) -> str:
         return f"<its message cannot be shown: {broken!r}>"
 
 
-def _parts(error: BaseException, tb: TracebackType | None, seen: set[int]) -> tuple[Any, ...]:
+def _parts(error: BaseException, tb: TracebackType | None, seen: set[int], keep: Keep) -> tuple[Any, ...]:
     """(class, args, state, frames of the traceback, cause, context, suppress) with causes nested the same way."""
     from tblib import Traceback
 
     seen.add(id(error))
     frames = Traceback(tb).to_dict() if tb is not None else None
-    state = dict(vars(error))
+    state = keep(vars(error) | _builtin_state(error))
     cause, context = error.__cause__, error.__context__
     nested = [
-        _parts(other, other.__traceback__, seen) if other is not None and id(other) not in seen else None
+        _parts(other, other.__traceback__, seen, keep) if other is not None and id(other) not in seen else None
         for other in (cause, context)
     ]
     inner = None
     if isinstance(error, BaseExceptionGroup):
-        inner = [_parts(other, other.__traceback__, seen) for other in error.exceptions]
+        inner = [_parts(other, other.__traceback__, seen, keep) for other in error.exceptions]
     return type(error), error.args, state, frames, nested[0], nested[1], error.__suppress_context__, inner
+
+
+def _builtin_state(error: BaseException) -> dict[str, Any]:
+    """What built-in exceptions keep beside `args`: the file name of an OSError, the code of a SystemExit, …"""
+    state: dict[str, Any] = {}
+    for kind in type(error).__mro__:
+        if kind.__module__ != "builtins" or kind in _BARE or issubclass(kind, BaseExceptionGroup):
+            continue
+        for name, member in vars(kind).items():
+            if isinstance(member, (MemberDescriptorType, GetSetDescriptorType)) and (kind, name) not in _LEFT_OUT:
+                value = getattr(error, name, None)
+                if value is not None:
+                    state[name] = value
+    return state
+
+
+def _picklable(state: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in state.items():
+        try:
+            loads(dumps_home(value))
+        except ShippingError:
+            continue
+        kept[name] = value
+    return kept
 
 
 def _rebuild(parts: tuple[Any, ...]) -> BaseException:
@@ -94,7 +128,8 @@ def _rebuild(parts: tuple[Any, ...]) -> BaseException:
     else:
         error = kind.__new__(kind, *args)
         error.args = args
-    vars(error).update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     error.__cause__ = _rebuild(cause) if cause is not None else None
     error.__context__ = _rebuild(context) if context is not None else None
     error.__suppress_context__ = suppress

@@ -23,7 +23,7 @@ _SOURCE_BYTES = 65536
 _CACHED = 512
 _MISSING = object()
 _ANY_PYTHON = (0, 0)
-_ATOMS = (int, float, complex, str, bytes, bool, type(None), ModuleType, BuiltinFunctionType)
+_ATOMS = (int, float, complex, str, bytes, bool, type(None))
 
 
 class Shipper:
@@ -137,9 +137,12 @@ class _Checks:
         for namespace, name, value in self._globals:
             if namespace.get(name, _MISSING) is not value:
                 return False
-        for cell, value in self._cells:
-            if cell.cell_contents is not value:
-                return False
+        try:
+            for cell, value in self._cells:
+                if cell.cell_contents is not value:
+                    return False
+        except ValueError:  # a variable that was deleted
+            return False
         for function, code, defaults, keywords in self._functions:
             if (
                 function.__code__ is not code
@@ -153,6 +156,10 @@ class _Checks:
         """Note what to look at; False when `value` may change without becoming another object."""
         if isinstance(value, _ATOMS) or id(value) in self._seen:
             return True
+        if isinstance(value, ModuleType):
+            return not by_value(value.__name__)
+        if isinstance(value, BuiltinFunctionType):
+            return isinstance(value.__self__, (ModuleType, type(None)))  # not the append of some list
         if isinstance(value, (tuple, frozenset)):
             return all(self.add(item) for item in value)
         if isinstance(value, type):

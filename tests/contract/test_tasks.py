@@ -243,17 +243,14 @@ def test_priority(session: qnb.Session, blocked: Gate, tmp_path: Path) -> None:
             file.write(f"{priority}\n")
 
     task = session.task(note)
-    futures = []
-    for priority in (0, 5, 9):
-        futures.append(task.options(priority=priority).submit(priority))
-        session.flush()
+    batches = [task.options(priority=priority).map([priority] * 20, chunksize=1) for priority in (0, 5, 9)]
     blocked.open()
-    for future in futures:
-        future.result(SECONDS)
-    # Two lanes take one each at once: the first of all is 9, and 0 is not before 5.
+    for batch in batches:
+        batch.results(SECONDS)
+    # A worker may have taken a few before it was blocked, and two lanes race: it is the bulk that tells.
     order = [int(line) for line in Path(name).read_text().split()]
-    assert order.index(9) < 2
-    assert order[-1] == 0 or order.index(0) > order.index(9)
+    places = {priority: sum(i for i, p in enumerate(order) if p == priority) for priority in (0, 5, 9)}
+    assert places[9] < places[5] < places[0]
 
 
 def test_delay(session: qnb.Session) -> None:
@@ -334,9 +331,9 @@ def test_lost(session: qnb.Session, kind: str, tmp_path: Path) -> None:
     thrice = session.submit(die, "exit")
     assert "3 times" in str(thrice.exception(SECONDS))
     assert Path(name).read_text() == "xxxxx"
-    reasons = [letter.reason for letter in session.broker.dead_letters("qnb")]
-    assert any("SIGKILL" in reason for reason in reasons)
-    assert len([reason for reason in reasons if "exit code 3" in reason]) == 2
+    reasons = until(lambda: len(found := [x.reason for x in session.broker.dead_letters("qnb")]) == 3 and found)
+    assert ["SIGKILL" in reason for reason in reasons].count(True) == 1
+    assert ["exit code 3" in reason for reason in reasons].count(True) == 2
 
 
 def test_a_call_that_kills_its_lane_spares_its_mates(session: qnb.Session, kind: str) -> None:
