@@ -12,6 +12,7 @@ from qnb.errors import RemoteError, ShippingError
 from qnb.message import Failure
 
 _TRACEBACK_CHARS = 65536
+_FRAMES = 200
 Keep = Callable[[dict[str, Any]], dict[str, Any]]  # which attributes of an exception travel
 _BARE = (object, BaseException, Exception)
 _LEFT_OUT = {(AttributeError, "obj")}  # any object of the task, however large
@@ -77,10 +78,11 @@ def _message(error: BaseException) -> str:
 
 def _parts(error: BaseException, tb: TracebackType | None, seen: set[int], keep: Keep) -> tuple[Any, ...]:
     """(class, args, state, frames of the traceback, cause, context, suppress) with causes nested the same way."""
-    from tblib import Traceback
-
     seen.add(id(error))
-    frames = Traceback(tb).to_dict() if tb is not None else None
+    frames = [
+        (frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_code.co_firstlineno, line)
+        for frame, line in traceback.walk_tb(tb)
+    ]
     state = keep(vars(error) | _builtin_state(error))
     cause, context = error.__cause__, error.__context__
     nested = [
@@ -90,7 +92,8 @@ def _parts(error: BaseException, tb: TracebackType | None, seen: set[int], keep:
     inner = None
     if isinstance(error, BaseExceptionGroup):
         inner = [_parts(other, other.__traceback__, seen, keep) for other in error.exceptions]
-    return type(error), error.args, state, frames, nested[0], nested[1], error.__suppress_context__, inner
+    args = error.args if inner is None else error.args[:1]  # the rest is `inner`
+    return type(error), args, state, frames, nested[0], nested[1], error.__suppress_context__, inner
 
 
 def _builtin_state(error: BaseException) -> dict[str, Any]:
@@ -120,8 +123,6 @@ def _picklable(state: dict[str, Any]) -> dict[str, Any]:
 
 def _rebuild(parts: tuple[Any, ...]) -> BaseException:
     """An exception without its __init__, which may want other arguments than `args`."""
-    from tblib import Traceback
-
     kind, args, state, frames, cause, context, suppress, inner = parts
     if inner is not None:
         error: BaseException = kind(args[0], [_rebuild(other) for other in inner])
@@ -133,4 +134,26 @@ def _rebuild(parts: tuple[Any, ...]) -> BaseException:
     error.__cause__ = _rebuild(cause) if cause is not None else None
     error.__context__ = _rebuild(context) if context is not None else None
     error.__suppress_context__ = suppress
-    return error.with_traceback(Traceback.from_dict(frames).as_traceback() if frames else None)
+    return error.with_traceback(_traceback(frames))
+
+
+class _Stop(Exception):
+    """Raised to get hold of a frame."""
+
+
+def _traceback(frames: list[tuple[str, str, int, int]]) -> TracebackType | None:
+    """A traceback of (file, function, first line of the function, line) frames that were somewhere else.
+
+    Python makes frames by running code only, so that each stands on an empty function which raises at its line.
+    """
+    found: TracebackType | None = None
+    for filename, name, first, line in reversed(frames[-_FRAMES:]):
+        code = compile("\n" * max(0, line - first) + "raise stop", filename, "exec")
+        code = code.replace(co_name=name.rpartition(".")[2], co_qualname=name, co_firstlineno=first)
+        try:
+            exec(code, {"stop": _Stop, "__name__": name, "__file__": filename})
+        except _Stop as stop:
+            made = stop.__traceback__.tb_next if stop.__traceback__ is not None else None
+            if made is not None:
+                found = TracebackType(found, made.tb_frame, made.tb_lasti, line)
+    return found

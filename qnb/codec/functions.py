@@ -7,6 +7,7 @@ without becoming another object (a list, a DataFrame) it pickles again, and the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import linecache
@@ -115,11 +116,36 @@ def parameter_names(function: Any, positional: int) -> list[str]:
 
 
 def _sources(function: Any) -> dict[str, str]:
-    code = getattr(plain(function), "__code__", None)
-    if code is None or not by_value(getattr(plain(function), "__module__", None) or ""):
-        return {}
-    text = "".join(linecache.getlines(code.co_filename))
-    return {code.co_filename: text} if 0 < len(text) <= _SOURCE_BYTES else {}
+    """Text by file name of what travels by value: the function and those that it uses."""
+    sources: dict[str, str] = {}
+    seen: set[int] = set()
+    waiting, room = [function], _SOURCE_BYTES
+    while waiting:
+        value = plain(inspect.unwrap(waiting.pop(), stop=lambda f: id(f) in seen))
+        if id(value) in seen or not by_value(getattr(value, "__module__", None) or ""):
+            continue
+        seen.add(id(value))
+        if isinstance(value, type):
+            waiting += [member for member in vars(value).values() if callable(member)]
+        if not isinstance(value, FunctionType):
+            continue
+        name = value.__code__.co_filename
+        if name not in sources:
+            text = "".join(linecache.getlines(name))
+            if 0 < len(text) <= room:
+                sources[name] = text
+                room -= len(text)
+        waiting += _used(value)
+    return sources
+
+
+def _used(function: FunctionType) -> list[Any]:
+    """The callables among a function's globals and enclosing variables."""
+    found = [function.__globals__.get(name) for name in _global_names(function.__code__)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # not assigned yet
+            found.append(cell.cell_contents)
+    return [value for value in found if callable(value)]
 
 
 class _Checks:

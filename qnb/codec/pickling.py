@@ -6,6 +6,7 @@ came from a notebook goes back by its tracker id, so that what arrives is an ins
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -47,8 +48,10 @@ def dumps_by_value(value: Any) -> bytes:
     """Pickle with cloudpickle, which ships functions and classes of a notebook whole."""
     import cloudpickle
 
+    buffer = io.BytesIO()
     try:
-        return bytes(cloudpickle.dumps(value, 5))
+        _ship_pickler()(buffer, 5).dump(value)
+        return buffer.getvalue()
     except Exception as error:
         raise CannotPickle(f"cannot pickle {culprit(value)}: {error}") from error
 
@@ -78,6 +81,40 @@ def loads(data: bytes) -> Any:
         ) from error
     except Exception as error:
         raise CannotUnpickle(f"cannot be opened here: {type(error).__name__}: {error}") from error
+
+
+_Ship: Any = None
+
+
+def _ship_pickler() -> Callable[..., Any]:
+    global _Ship
+    if _Ship is None:
+        import cloudpickle
+
+        class ShipPickler(cloudpickle.Pickler):  # type: ignore[misc]
+            def reducer_override(self, obj: Any) -> Any:
+                # Which pickle itself, and cloudpickle with it, only knows by name.
+                if isinstance(obj, functools._lru_cache_wrapper) and by_value(obj.__module__):
+                    return _cached, (obj.cache_parameters(),), obj.__wrapped__, None, None, _set_cached
+                return super().reducer_override(obj)
+
+        _Ship = ShipPickler
+    return _Ship  # type: ignore[no-any-return]
+
+
+def _cached(parameters: dict[str, Any]) -> Any:
+    """A cache whose function is told later: it may call itself by its name, and then has to be there already."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return call.__dict__["function"](*args, **kwargs)
+
+    return functools.lru_cache(**parameters)(call)
+
+
+def _set_cached(cache: Any, function: Any) -> None:
+    cache.__wrapped__.__dict__["function"] = function
+    functools.update_wrapper(cache, function)
+    cache.__wrapped__ = function
 
 
 _Home: Any = None
