@@ -46,7 +46,6 @@ def dumps(value: Any) -> bytes:
 
 def dumps_by_value(value: Any) -> bytes:
     """Pickle with cloudpickle, which ships functions and classes of a notebook whole."""
-    import cloudpickle
 
     buffer = io.BytesIO()
     try:

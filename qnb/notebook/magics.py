@@ -107,7 +107,7 @@ def status_text(session: Session) -> str:
     lanes = sum(int(worker.get("concurrency", 1)) for worker in workers)
     if workers:
         running = f"{len(workers)}, with {lanes} {'process' if lanes == 1 else 'processes'} in all"
-    elif session._workers is not None:
+    elif session.local_workers:
         running = "starting"
     else:
         running = f"none: start one with  qnb worker {session.broker_url}"

@@ -105,6 +105,7 @@ class Batch:
         return next(self._cursor)
 
     def _value(self, index: int, timeout: float | None) -> Any:
+        __tracebackhide__ = True
         states = self.data.states
         left = None if timeout is None else max(0.0, timeout)
         if states[index] < DONE and not self._wait_for(lambda: states[index] >= DONE, left):
@@ -119,11 +120,15 @@ class Batch:
 
         Raises TimeoutError when they are not over within `timeout` seconds.
         """
+        __tracebackhide__ = True
         if not self.wait(timeout):
             raise TimeoutError(f"{self._left:,} of {len(self):,} calls are not over after {timeout:g} s")
         if self.data.states.count(DONE) == len(self):
             return list(self.data.values)
-        return [self._value(index, None) for index in range(len(self))]
+        values = []
+        for index in range(len(self)):
+            values.append(self._value(index, None))  # noqa: PERF401 - a comprehension is a frame more in tracebacks
+        return values
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Future]:
         """The futures in the order in which their calls end."""

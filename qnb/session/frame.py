@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qnb.message import STATES
@@ -17,7 +18,19 @@ FIXED = (
     "result", "state", "error", "worker", "attempts", "queued_at", "started_at", "finished_at",
     "wait_s", "runtime_s", "output", "task_id",
 )  # fmt: skip
-_short = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """reprlib's, with dicts in their own order."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{...}" if x else "{}"
+        items = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
+        return "{" + ", ".join(items + ["..."] * (len(x) > self.maxdict)) + "}"
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = 78
 _short.maxlist = _short.maxtuple = _short.maxdict = 6
 
@@ -43,14 +56,13 @@ def make_frame(batch: Batch, expand: bool = False) -> pd.DataFrame:
         for times in (np.array(column, dtype="float64") for column in (data.queued, data.started, data.finished))
     )
     states = np.frombuffer(bytes(data.states), dtype="int8")
-    started = np.where((started > finished) | np.isnan(started), started, started)
     columns: dict[str, Any] = {name: _series(values) for name, values in parameter_columns(batch)}
     columns["result"] = _objects(data.values)
     columns["state"] = pd.Categorical.from_codes(states, categories=list(STATES))
     errors: Any = np.full(count, None, dtype=object)
     for index in {*data.failures, *data.errors}:
         errors[index] = data.error_text(index)
-    columns["error"] = errors
+    columns["error"] = pd.Series(errors, dtype=object, index=pd.RangeIndex(count, name="call"))
     names = np.array([*(name or None for name in data.worker_names)], dtype=object)
     columns["worker"] = names[np.frombuffer(data.workers, dtype="uint16")]
     columns["attempts"] = np.frombuffer(bytes(data.attempts), dtype="uint8").astype("int64")

@@ -81,6 +81,7 @@ class Session(concurrent.futures.Executor):
         if workers is not None and workers < 0:
             raise ConfigurationError(f"workers={workers}: give 0 or more")
         url = settings.absolute_url(settings.broker_url(broker))
+        registry.find("broker", url)  # a misspelt scheme is told as such, before anything follows from it
         backend_url = settings.absolute_url(settings.backend_url(backend) or registry.partner_url(url))
         secret = settings.load_key(key)
         self.closed = self._shut = self._told = False
@@ -115,6 +116,7 @@ class Session(concurrent.futures.Executor):
         count = workers if workers is not None else settings.cpu_count() if embedded else 0
         if embedded:
             self.inbox.beat()  # local workers look for sessions, and end when there are none
+        self._local_count = count
         if count:
             self._workers = local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
         self._flusher = threading.Thread(target=self._run_flusher, args=(embedded,), name="qnb-flusher", daemon=True)
@@ -131,6 +133,11 @@ class Session(concurrent.futures.Executor):
     def broker_url(self) -> str:
         """The broker's URL, without password."""
         return str(self.broker.url)
+
+    @property
+    def local_workers(self) -> int:
+        """How many local workers this session has started."""
+        return self._local_count if self._workers is not None else 0
 
     @property
     def backend_url(self) -> str:

@@ -25,6 +25,7 @@ class Task:
         self._session = session
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
