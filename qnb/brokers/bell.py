@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import math
 import mmap
 import os
 import select
 import socket
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from typing import Any
 
 from qnb.brokers.memory_bus import Gate
 
+fcntl: Any
 try:
-    import fcntl
-except ImportError:  # no Unix, and no bells
-    fcntl = None  # type: ignore[assignment]
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
 
 RECORD = (
     16  # 1 byte: waits now; 7: topic; 4: number of the socket; 4: spare. The first record holds how many there are.
@@ -157,7 +159,7 @@ class SocketBells(Bells):
     """The bells of one file, for all processes of this user. Raises OSError where there can be none."""
 
     def __init__(self, path: str) -> None:
-        if "fcntl" not in sys.modules or not hasattr(socket, "AF_UNIX") or not hasattr(os, "getuid"):
+        if fcntl is None or not hasattr(socket, "AF_UNIX") or not hasattr(os, "getuid"):
             raise OSError(errno.ENOTSUP, "no Unix sockets here")
         super().__init__()
         name = hashlib.blake2b(os.path.realpath(path).encode(), digest_size=6).hexdigest()
