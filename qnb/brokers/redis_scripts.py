@@ -328,7 +328,7 @@ for level = 0, 9 do
   if pending and (pending.err or pending[1] == 0) then
     dropped = dropped + call('XTRIM', key, 'MAXLEN', 0)
   elseif pending then
-    local from = pending[3]
+    local from
     for _, group in ipairs(call('XINFO', 'GROUPS', key)) do
       for i = 1, #group, 2 do if group[i] == 'last-delivered-id' then from = group[i + 1] end end
     end

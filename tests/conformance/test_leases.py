@@ -48,6 +48,20 @@ def test_a_waiting_consumer_gets_what_another_let_expire(place: Place) -> None:
     assert len(got) == 3
 
 
+def test_expiry_is_noticed_on_time_by_one_who_had_nothing_to_notice(place: Place) -> None:
+    """The idle consumer looked when nothing was leased yet; it must not sleep through the end of a later lease."""
+    lease = 1.5
+    broker = place.broker(lease=lease)
+    first, second = place.consumer(broker), place.consumer(broker)
+    assert nothing(second, 0)
+    time.sleep(lease * 0.4)
+    broker.publish_many(messages(b"x"))
+    assert len(take(first, 1)) == 1
+    taken = time.monotonic()
+    assert bodies(take(second, 1)) == [b"x"]
+    assert lease - 0.1 < time.monotonic() - taken < lease + SLACK
+
+
 def test_a_consumer_gets_back_what_it_let_expire_itself(place: Place) -> None:
     broker = place.broker(lease=LEASE)
     broker.publish_many(messages(b"x"))

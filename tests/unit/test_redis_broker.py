@@ -19,6 +19,7 @@ from qnb.brokers.redis_link import Command, Link
 from qnb.brokers.redis_server import RedisSettingsWarning
 from qnb.errors import BackendUnavailable, BrokerUnavailable, PayloadTooLarge, StorageFull
 from qnb.message import Envelope, Note, Stored
+from tests.fake_redis import FakeRedis, Replies, information
 from tests.services import Services, with_options
 
 
@@ -557,3 +558,52 @@ def test_scripts_are_loaded_when_the_server_lost_them(broker: RedisBroker) -> No
     batch = [Envelope("q", b"1"), Envelope("q", b"2", priority=2), Envelope("q", b"3"), Envelope("q", b"4", delay=5)]
     broker.publish_many(batch)
     assert broker.depth("q") == 5, "each once: only what the server refused is sent again"
+
+
+def test_a_server_that_is_still_loading_is_asked_again() -> None:
+    loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+    note = b"*1\r\n*2\r\n$1\r\nk\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$5\r\nevent\r\n$1\r\nx\r\n"
+    added = [loading, loading, b"$3\r\n1-1\r\n"]
+    replies: Replies = {b"EVALSHA": b":1\r\n", b"XREAD": [loading, loading, note], b"XADD": added, b"XTRIM": b":0\r\n"}
+    fake = FakeRedis(information() | replies)
+    broker = RedisBroker(fake.url)
+    inbox = broker.bus().join("me")
+    assert inbox.receive_many(1, 5.0) == [Note("me", "event", b"x")]
+    broker.publish_many([Envelope("q", b"x")])
+    assert added == [b"$3\r\n1-1\r\n"]
+    inbox.close()
+    broker.close()
+    fake.close()
+
+
+class _Interrupted:
+    """A lock that is interrupted when it is let go: the last moment before notes are handed out."""
+
+    def __init__(self) -> None:
+        self.times = 1
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        if self.times:
+            self.times -= 1
+            raise KeyboardInterrupt
+
+    def locked(self) -> bool:
+        return False
+
+    def acquire(self, timeout: float) -> bool:
+        return True
+
+    def release(self) -> None: ...
+
+
+def test_ctrl_c_at_the_last_moment_loses_nothing(broker: RedisBroker) -> None:
+    inbox = broker.bus().join("me")
+    sent = [Note("me", "event", b"1"), Note("me", "event", b"2")]
+    broker.bus().post_many(sent)
+    inbox._receiving = _Interrupted()  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        inbox.receive_many(10, 5.0)
+    assert inbox.receive_many(10, 5.0) == sent
+    inbox.close()

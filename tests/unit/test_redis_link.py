@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from qnb.brokers.redis_link import target_of
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from qnb.settings import parse_url
+from tests.fake_redis import FakeRedis, information
 from tests.services import RedisServer, Services, free_port, with_options
 
 
@@ -162,43 +162,11 @@ def test_a_server_that_never_answers() -> None:
         quickly_refused(f"redis://127.0.0.1:{silent.getsockname()[1]}", "firewall")
 
 
-class FakeRedis:
-    """Answers each command from a table of inline replies; what is not there gets +OK."""
-
-    def __init__(self, replies: dict[bytes, bytes]) -> None:
-        self._replies = replies
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        import hiredis
-
-        while True:
-            try:
-                link, _ = self._listener.accept()
-            except OSError:
-                return
-            with link:
-                reader = hiredis.Reader()
-                while data := link.recv(65536):
-                    reader.feed(data)
-                    while (command := reader.gets()) is not False:
-                        link.sendall(self._replies.get(command[0], b"+OK\r\n"))
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 @pytest.fixture
 def fake(request: pytest.FixtureRequest) -> Iterator[FakeRedis]:
     made = FakeRedis(request.param)
     yield made
     made.close()
-
-
-def information(text: str) -> dict[bytes, bytes]:
-    return {b"INFO": b"$%d\r\n%s\r\n" % (len(text), text.encode()), b"CONFIG": b"*2\r\n$4\r\nsave\r\n$1\r\nx\r\n"}
 
 
 @pytest.mark.parametrize("fake", [information("# Server\r\nredis_version:6.0.16\r\n")], indirect=True)
