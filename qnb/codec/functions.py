@@ -63,6 +63,8 @@ def _python(function: Any) -> bytes:
 
 def unpack(name: str, code: bytes) -> Callable[..., Any]:
     """The function of a pickle made by `pack`; its source lines become known to tracebacks here."""
+    if len(code) < 2:
+        raise CannotUnpickle(f"the function {name} has come without its code")
     made_by, here = tuple(code[:2]), sys.version_info[:2]
     if made_by not in (_ANY_PYTHON, here):
         raise CannotUnpickle(

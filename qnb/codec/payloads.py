@@ -20,6 +20,8 @@ from qnb.errors import BadMessage, CannotPickle
 PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+_pickles = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_columns = msgspec.msgpack.Decoder(tuple[int, list[str], list[list[msgspec.Raw]]])
 _NO_NAMES: dict[str, Any] = {}
 
 
@@ -57,6 +59,21 @@ def decode_calls(data: bytes) -> tuple[bool, Iterable[Any]]:
     if not names:
         return False, zip(rows, repeat(_NO_NAMES))
     return False, ((row[:positional], dict(zip(names, row[positional:], strict=True))) for row in rows)
+
+
+def count_calls(data: bytes) -> int:
+    """How many calls the payload has; BadMessage when it is none. Opens nothing of them."""
+    try:
+        if data[:1] == b"p":
+            return len(_pickles.decode(memoryview(data)[1:]))
+        if data[:1] == b"c":
+            positional, names, columns = _columns.decode(memoryview(data)[1:])
+            if positional + len(names) != len(columns) or len({len(column) for column in columns}) != 1:
+                raise BadMessage("not a payload of this version of qnb: its columns do not fit together")
+            return len(columns[0])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadMessage(f"not a payload of this version of qnb: {error}") from error
+    raise BadMessage(f"not a payload of this version of qnb: it starts with {data[:1]!r}")
 
 
 def slice_calls(data: bytes, start: int, stop: int) -> bytes:

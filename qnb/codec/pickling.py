@@ -143,7 +143,7 @@ def known_class(tracker: str, definition: bytes) -> Any:
     return pickle.loads(definition) if found is None else found
 
 
-def culprit(value: Any, name: str = "", depth: int = 3) -> str:
+def culprit(value: Any, name: str = "", depth: int = 6) -> str:
     """A phrase that names the innermost part of `value` that cannot be pickled."""
     import cloudpickle
 

@@ -471,7 +471,11 @@ class Session(concurrent.futures.Executor):
             threading.Thread(target=self._finish, name="qnb-shutdown", daemon=True).start()
 
     def _finish(self) -> None:
-        self.collector.wait(lambda: self.collector.pending <= 0, threading.Condition(), None)
+        try:
+            self.collector.wait(lambda: self.closed or self.collector.pending <= 0, threading.Condition(), None)
+        except QnbError:
+            if not self.closed:  # closed meanwhile, and with it what was read from
+                raise
         self.close()
 
     def close(self) -> None:

@@ -17,8 +17,9 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
+from qnb.codec.payloads import count_calls
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
-from qnb.errors import MessageError, QnbError
+from qnb.errors import BadMessage, MessageError, QnbError
 from qnb.message import DEFAULT_QUEUE, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
@@ -194,6 +195,8 @@ class Worker:
             frame = msgspec.structs.replace(frame, function=msgspec.structs.replace(function, code=code))
         if frame.blob is not None:
             frame = msgspec.structs.replace(frame, args=self._blob(frame.blob, BLOB), blob=None)
+        if frame.first < 0 or count_calls(frame.args) != frame.count:
+            raise BadMessage(f"a frame of run {frame.run} says that it has {frame.count} calls, and has not")
         return frame
 
     def _blob(self, key: str, purpose: bytes) -> bytes:
