@@ -26,11 +26,10 @@ from qnb.brokers.redis import base_of, client_options
 from qnb.brokers.redis_client import BACKEND, Client
 from qnb.brokers.redis_link import Command, target_of
 from qnb.brokers.redis_server import check_server
-from qnb.brokers.redis_settle import Home, check_size, settle_command
+from qnb.brokers.redis_settle import HEAD_BITS, Home, check_size, settle_command
 from qnb.message import RunRecord, Stored
 from qnb.settings import parse_url
 
-_HEAD_BITS = 32
 _STORE_RECORDS = 500
 _FETCH_FIELDS = 64
 _FETCH_COMMANDS = 16
@@ -89,12 +88,12 @@ class RedisBackend:
             return _set_bits(self._client.one("GET", key) or b"", 0)
         if not spans:
             return []
-        head = self._client.one("GETRANGE", key, 0, _HEAD_BITS // 8 - 1)
-        longest = 1 << max((bit for bit in range(_HEAD_BITS) if _bit(head, bit)), default=0)
+        head = self._client.one("GETRANGE", key, 0, HEAD_BITS // 8 - 1)
+        longest = 1 << max((bit for bit in range(HEAD_BITS) if _bit(head, bit)), default=0)
         low = max(0, min(first for first, _ in spans) - longest)
         high = max(first + count for first, count in spans)
-        skip = (low + _HEAD_BITS) // 8
-        bits = self._client.one("GETRANGE", key, skip, (high + _HEAD_BITS) // 8)
+        skip = (low + HEAD_BITS) // 8
+        bits = self._client.one("GETRANGE", key, skip, (high + HEAD_BITS) // 8)
         all_starts = _set_bits(bits, skip * 8)
         wanted: set[int] = set()
         for first, count in spans:
@@ -177,7 +176,7 @@ def _set_bits(data: bytes, offset: int) -> list[int]:
     """The records' starts in a piece of the bits that begins at bit `offset`."""
     starts: list[int] = []
     for match in re.finditer(rb"[^\0]", data):
-        at = offset + match.start() * 8 - _HEAD_BITS
+        at = offset + match.start() * 8 - HEAD_BITS
         byte = match[0][0]
         if at >= 0:
             starts.extend(at + bit for bit in range(8) if byte & (128 >> bit))

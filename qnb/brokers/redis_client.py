@@ -133,8 +133,11 @@ class Client:
     def outage(self) -> Outage:
         return Outage(self.target, self.kind, self.patience)
 
-    def run(self, commands: Sequence[Command], patience: float | None = None) -> list[Reply]:
-        """Their replies, in order; refusals are ServerErrors among them. Survives a restart of the server."""
+    def run(self, commands: Sequence[Command], patience: float | None = None, whole: bool = False) -> list[Reply]:
+        """Their replies, in order; refusals are ServerErrors among them. Survives a restart of the server.
+
+        Only what was not answered is sent again; all of it when it is a `whole`.
+        """
         replies: list[Reply] = [_UNANSWERED] * len(commands)
         todo: Sequence[int] = range(len(commands))
         outage = Outage(self.target, self.kind, self.patience if patience is None else patience)
@@ -153,9 +156,23 @@ class Client:
             todo = [i for i in todo if _again(replies[i])]
             if not todo:
                 outage.over()
-            else:
-                self._pause(outage, trouble, [replies[i] for i in todo])
+                break
+            self._pause(outage, trouble, [replies[i] for i in todo])
+            if whole:
+                todo = range(len(commands))
+                replies = [_UNANSWERED] * len(commands)
         return replies
+
+    def transaction(self, commands: Sequence[Command]) -> list[Reply]:
+        """All of them as one step, or none; the first refusal is raised."""
+        replies = self.run((("MULTI",), *commands, ("EXEC",)), whole=True)
+        done = replies.pop()
+        # EXEC itself says only that something before it was refused.
+        for reply in (*replies, *(done if isinstance(done, list) else (done,))):
+            if isinstance(reply, ServerError):
+                raise self.translate(reply) from reply
+        results: list[Reply] = done
+        return results
 
     def one(self, *command: str | bytes | int) -> Reply:
         """The reply to one command; a refusal is raised."""
