@@ -249,6 +249,9 @@ class Client:
         if error.code == "MISCONF":
             remedy = "free its disk, and see its log"
             return StorageFull(f"the Redis at {place} cannot save to its disk and takes no writes: {remedy} ({error})")
+        if error.code in ("MOVED", "CROSSSLOT"):
+            remedy = "qnb does not speak Redis Cluster; name a server by itself, or its sentinels"
+            return self.kind.other(f"the Redis at {place} is a node of a cluster: {remedy} ({error})")
         return self.kind.other(f"the Redis at {place} says: {error}")
 
     def close(self) -> None:
@@ -310,6 +313,11 @@ class Line:
         self._outage = client.outage()
         self._link: Link | None = None
         self.opened = 0  # how often: what depends on the server's memory is to be made again after each
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link has not broken since the last exchange, as far as is known."""
+        return self._link is not None
 
     def exchange(self, commands: Sequence[Command], wait: Wait, deadline: float) -> list[Reply] | None:
         """The replies. None when the link broke: look again. Then this has paused, but not beyond the deadline."""

@@ -48,7 +48,6 @@ class RedisConsumer:
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_key = f"{options.base}wake:{self._name}".encode()
         self._line = Line(client, self._rest, self._nudge)
-        self._opened = 0
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
         self._unsettled: dict[Token, tuple[Delivery, float]] = {}  # and since when at most
@@ -77,7 +76,7 @@ class RedisConsumer:
 
     def _take(self, room: int, deadline: float) -> list[Delivery]:
         now = time.monotonic()
-        if now >= self._look_at or self._opened != self._line.opened:
+        if now >= self._look_at or not self._line.connected:
             got = self._look(room, deadline)
             if got or now >= self._look_at:
                 return got
@@ -132,7 +131,7 @@ class RedisConsumer:
         """See to due and expired messages, and learn levels, lease and when to look again."""
         got: list[Delivery] = []
         soonest = math.inf
-        self._opened = self._line.opened
+        lost = not self._line.connected
         for position, queue in enumerate(self._queues):
             arguments = {
                 "me": self._name,
@@ -142,6 +141,8 @@ class RedisConsumer:
                 "limit": room - len(got),
                 "woken": self._noted and position == 0,
             }
+            if lost:
+                arguments["known"] = [f"{token[1]}:{token[2]}" for token in list(self._unsettled) if token[0] == queue]
             reply = self._ask(script(LOOK, self._options.base, arguments), AT_ONCE, deadline)
             if reply is None:
                 return got
@@ -155,7 +156,6 @@ class RedisConsumer:
                 self._unsettled.pop((queue, level, name, count - 1), None)  # its own, when its lease ran out
                 got.append(Delivery(queue, body, count + before, (queue, level, name, count)))
         self._noted = self._quiet = False
-        self._opened = self._line.opened
         self._look_at = time.monotonic() + soonest
         return got
 

@@ -101,7 +101,8 @@ return 1
 """,
 )
 
-# me, queue, lease (ms, for a queue not declared yet), force (the lease replaces the queue's), limit, woken.
+# me, queue, lease (ms, for a queue not declared yet), force (the lease replaces the queue's), limit, woken, known
+# (after a broken connection: each level:id this consumer has; what else it was given got lost on the way and is given again).
 # Everything a consumer has to see to now and then: moves what is due, takes over what has outlived its lease.
 # pcall where a server out of memory refuses: consumers must go on, it is they who make room.
 # Returns lease, ms until there is something to see to again, levels, [[level, id, count, base, body], …], and whether
@@ -145,6 +146,20 @@ table.sort(levels, function(a, b) return tonumber(a) > tonumber(b) end)
 for _, level in ipairs(levels) do
   local key = stream(queue, level)
   redis.pcall('XGROUP', 'CREATE', key, 'qnb', '0', 'MKSTREAM')
+  if args.known then
+    local known = {{}}
+    for _, id in ipairs(args.known) do known[id] = true end
+    for _, p in ipairs(call('XPENDING', key, 'qnb', '-', '+', args.limit + #args.known, me)) do
+      if not known[level..':'..p[1]] and #taken < args.limit then
+        call('XCLAIM', key, 'qnb', me, 0, p[1], 'JUSTID')
+        local entry = call('XRANGE', key, p[1], p[1])[1]
+        if entry then
+          local f = entry[2]
+          taken[#taken + 1] = {{tonumber(level), p[1], p[4], f[3] and tonumber(f[4]) or 0, f[2]}}
+        end
+      end
+    end
+  end
   local over = call('XPENDING', key, 'qnb', 'IDLE', lease, '-', '+', args.limit + 100)
   for _, p in ipairs(over) do
     local id = p[1]

@@ -335,6 +335,27 @@ def test_a_failover_is_ridden_out(services: Services) -> None:
     broker.close()
 
 
+def test_what_got_lost_on_the_way_is_given_again(broker: RedisBroker) -> None:
+    """The server gave messages to a connection that broke: they do not wait for the end of their lease."""
+    consumer = consume(broker)
+    broker.publish_many([Envelope("q", b"%d" % number, priority=number % 2) for number in range(4)])
+    held = consumer.receive_many(1, 5.0)
+    other = broker._client
+    for level in (1, 0):  # the reply to this went nowhere
+        other.one("XREADGROUP", "GROUP", "qnb", consumer.name, "COUNT", 10, "STREAMS", f"{broker._base}q{level}:q", ">")
+    assert consumer.receive_many(10, 0.1) == []
+    consumer._line.close()
+    again = consumer.receive_many(10, 5.0)
+    assert sorted(d.body for d in [*held, *again]) == [b"0", b"1", b"2", b"3"]
+    assert {d.deliveries for d in again} == {1}
+    consumer._line.close()
+    assert consumer.receive_many(10, 0.1) == []
+    consumer.ack_many([*held, *again])
+    assert broker.depth("q") == 0
+    consumer.close()
+    assert broker.depth("q") == 0
+
+
 def test_closing_ends_a_wait_for_the_server(services: Services) -> None:
     server = services.redis()
     broker = RedisBroker(server.url)
