@@ -29,7 +29,7 @@ def machine(bench: Bench) -> str:
         except PackageNotFoundError:
             continue
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    servers = [line.partition(" up in")[0] for line in bench.services.lines]
+    servers = [line.partition(" (")[0] for line in bench.services.lines]
     software = [f"{platform.python_implementation()} {platform.python_version()}", *servers, *found]
     return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, load {load}; {'; '.join(software)}"
 
@@ -62,7 +62,8 @@ def main() -> int:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     begun = time.monotonic()
     bench, lines = run(rows, options.rounds, options.quick)
-    print(f"{machine(bench)}; {bench.rounds} rounds, {time.monotonic() - begun:.0f} s; median (lowest–highest)\n")
+    took = f"rounds: {bench.rounds}, {time.monotonic() - begun:.0f} s; median (lowest–highest)"
+    print(f"{machine(bench)}; {took}\n")
     print(markdown(lines))
     for note in bench.notes:
         print(f"\nNot measured: {note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,7 +72,7 @@ class Line:
 
 def beside(row: str, what: str, ours: Figure, peer: Figure, **target: float) -> Line:
     """A line with a peer; the ratios are of figures taken in the same round."""
-    ratios = [mine / its for mine, its in zip(ours.values, peer.values, strict=True) if its]
+    ratios = [mine / its if its else math.inf for mine, its in zip(ours.values, peer.values, strict=True)]
     return Line(row, what, ours, peer, ratios=ratios, **target)
 
 
