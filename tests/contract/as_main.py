@@ -315,7 +315,10 @@ def coroutines(session):
 @check
 def shipped_module(session):
     module = types.ModuleType("only_here")
-    exec("scale = 2\ndef f(x):\n    return x * scale\nclass K:\n    def __init__(self):\n        self.v = scale\n", module.__dict__)
+    exec(
+        "scale = 2\ndef f(x):\n    return x * scale\nclass K:\n    def __init__(self):\n        self.v = scale\n",
+        module.__dict__,
+    )
     sys.modules["only_here"] = module
     session.ship(module)
     assert session.submit(module.f, 4).result(SECONDS) == 8

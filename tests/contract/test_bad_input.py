@@ -358,7 +358,10 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a file system of limited size can be mounted as root on Linux only")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
