@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import IO, Any
 
-from qnb.settings import FOLDER, child_environment, parse_url
+from qnb.settings import FOLDER, child_environment, lane_environment, parse_url
 
 LINGER_SECONDS = 60.0
 
@@ -24,7 +24,8 @@ class LocalWorkers:
         ]  # fmt: skip
         # URLs may hold passwords and the key is one: neither belongs on a command line that `ps` shows.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        environment = child_environment(QNB_BROKER=broker, QNB_BACKEND=backend, QNB_KEY=key.decode(), PYTHONPATH=path)
+        private = {"QNB_BROKER": broker, "QNB_BACKEND": backend, "QNB_KEY": key.decode()}
+        environment = lane_environment() | child_environment(**private, PYTHONPATH=path)
         log = _log_file()
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

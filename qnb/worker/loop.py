@@ -65,6 +65,9 @@ class Worker:
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
+        self._unwatched: set[int] = set()  # numbers of lanes that the selector does not know now
+        self._events: dict[int, int] = {}
+        self._staying: Lane | None = None
         self._bell, self._poke = socket.socketpair()
         self._bell.setblocking(False)
         self._poke.setblocking(False)
@@ -163,8 +166,10 @@ class Worker:
             self._last_work = time.monotonic()
             actions = self.logic.received(delivery, frame, spans, time.time())
             lane = self._short(actions) if alone else None
-            if lane is not None:
+            if lane is not None and lane.number not in self._unwatched:
                 self._selector.unregister(lane)
+                self._unwatched.add(lane.number)
+            self._staying = lane
             self._do(actions)
         return lane
 
@@ -177,11 +182,10 @@ class Worker:
         """A short call is over before this thread could sleep: wait for it here, and settle it without a switch."""
         over = lane.wait(STAY_SECONDS)
         with self._lock:
-            self._selector.register(lane, selectors.EVENT_READ, lane.number)
-            if lane.unsent:
-                self._watch(lane, True)
+            self._staying = None
             if not over:
-                return  # the settle thread sees to it from now on
+                self._watch_all()  # the settle thread sees to it from now on
+                return
             self._hear(lane.number)
             taken = list(self._actions)
             self._actions.clear()
@@ -217,6 +221,7 @@ class Worker:
             self._dozing = now - worked > AWAKE_SECONDS
             ready = self._selector.select(None if self._dozing and not self.logic.busy else TICK_SECONDS)
             with self._lock:
+                self._watch_all()
                 for key, _ in ready:
                     if key.data is None:
                         self._drain_bell()
@@ -249,7 +254,7 @@ class Worker:
                 self._last_work = time.monotonic()
                 self._do(self.logic.reported(number, report, time.time()), here=True)
         except LaneDied as death:
-            self._selector.unregister(lane)
+            self._unwatch(lane)
             del self.lanes[number]
             if not self._closing or not self.cold:
                 log.warning("lane %d (pid %d) of worker %s: %s", number, lane.pid, self.options.name, death)
@@ -268,8 +273,8 @@ class Worker:
                 if isinstance(action, act.Deal):
                     lane = self.lanes[action.lane]
                     lane.send(action.work)
-                    if lane.unsent:
-                        self._watch(lane, True)
+                    if lane is not self._staying:
+                        self._watch(lane, lane.unsent)
                 elif isinstance(action, act.Kill):
                     self.lanes[action.lane].kill()
                 elif isinstance(action, act.Spawn):
@@ -288,18 +293,37 @@ class Worker:
         else:
             lane = ProcessLane(number, self._welcome, is_async=is_async)
         self.lanes[number] = lane
-        self._selector.register(lane, selectors.EVENT_READ, number)
+        self._unwatched.add(number)
+        self._watch(lane, lane.unsent)
         self._do(self.logic.lane_up(number, is_async))
 
     def _watch(self, lane: Lane, writing: bool) -> None:
+        """Have the settle thread woken by this lane."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
-        if lane.fileno() in self._selector.get_map() and self._selector.get_key(lane).events != events:
+        if lane.number in self._unwatched:
+            self._unwatched.discard(lane.number)
+            self._selector.register(lane, events, lane.number)
+        elif self._events.get(lane.number) != events:
             self._selector.modify(lane, events, lane.number)
+        self._events[lane.number] = events
+
+    def _watch_all(self) -> None:
+        """All but the lane that the receiving thread waits for. Lanes that it used stay unwatched until now."""
+        for number in [n for n in self._unwatched if self._staying is None or n != self._staying.number]:
+            self._watch(self.lanes[number], self.lanes[number].unsent)
+
+    def _unwatch(self, lane: Lane) -> None:
+        """It is gone."""
+        self._events.pop(lane.number, None)
+        if lane.number in self._unwatched:
+            self._unwatched.discard(lane.number)
+        else:
+            self._selector.unregister(lane)
 
     def _retire(self) -> None:
         for number in self.logic.idle_to_retire():
             lane = self.lanes.pop(number)
-            self._selector.unregister(lane)
+            self._unwatch(lane)
             lane.close()
 
     # Keep ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qnb.codec.signing import Signer, decode
+from qnb.settings import lane_environment
 from qnb.worker.lane import MARK_BYTES, Page
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Runner
@@ -88,6 +89,7 @@ class ProcessLane:
                 [sys.executable, "-c", f"from {module} import main; main{fds}"],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
+                env=lane_environment(),
             )
             self._page = Page(file.fileno())
         self.pid = self._process.pid
