@@ -1,0 +1,72 @@
+"""Write the brokers' table of README.md from a run of the conformance suite: python -m tests.conformance.table.
+
+A cell says what the broker claims, once the suite has seen it work on the running server (or be refused, for "none").
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from qnb import registry
+from qnb.features import Features
+from tests.services import BROKERS
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- brokers: made by python -m tests.conformance.table -->", "<!-- /brokers -->"
+SHOWN = ("memory", "sqlite", "redis")
+MARKS = {"native": "● native", "built": "◐ built", "none": "○ none"}
+TEST = re.compile(r"test_a_feature_works_or_is_refused\[(.+)\]$")
+
+
+class Seen:
+    """Collects which (broker, feature) pairs passed."""
+
+    def __init__(self) -> None:
+        self.passed: dict[frozenset[str], bool] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and (found := TEST.search(report.nodeid)):
+            self.passed[frozenset(found[1].split("-"))] = report.passed
+
+
+def features_of(label: str) -> Features:
+    """What a broker claims."""
+    found: Features = registry.find("broker", f"{label}:").features
+    return found
+
+
+def table(passed: dict[frozenset[str], bool]) -> str:
+    """A Markdown table: a row a feature, a column a broker."""
+    lines = ["| | " + " | ".join(f"`{label}:`" for label in SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    for feature in features_of(SHOWN[0]).table():
+        cells = []
+        for label in SHOWN:
+            worked = passed.get(frozenset((label, feature)))
+            claim = MARKS[features_of(label).table()[feature].value]
+            cells.append(claim if worked else "not run" if worked is None else "fails")
+        lines.append(f"| {feature.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    limits = [features_of(label).limits for label in SHOWN]
+    sizes = [f"{x.message_bytes // 2**20} MiB" if x.message_bytes else "none" for x in limits]
+    lines.append("| message limit | " + " | ".join(sizes) + " |")
+    lines.append("| priority levels | " + " | ".join(str(x.priority_levels) for x in limits) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the suite's feature tests, and put what they saw into the README."""
+    assert {case.label for case in BROKERS} >= set(SHOWN)
+    seen = Seen()
+    pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests/conformance/test_features.py")], plugins=[seen])
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{table(seen.passed)}\n{END}{after}")
+    return 0 if seen.passed and all(seen.passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
