@@ -75,7 +75,7 @@ class World:
             assert work.count == 1, "never timed: one by one"
             assert not before, "and never behind something else"
         elif before:
-            given = [g for g in self.logic.lanes[lane].given.values() if g.serial != work.serial]
+            given = [g for g in self.logic.lanes[lane].given.values() if g.serial < work.serial]
             assert None not in [g.seconds for g in given]
             assert sum(g.seconds or 0.0 for g in given) <= AHEAD_SECONDS + 1e-9
         assert work.count * (each or 0.0) <= 0.1 or work.count == 1
