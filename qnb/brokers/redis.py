@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from msgspec import structs
+
 from qnb.brokers.base import DEFAULT_LEASE, Bus, Consumer, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.redis_bus import RedisBus, RedisInbox
 from qnb.brokers.redis_client import BROKER, HEALTH_CHECK, PATIENCE, Client
@@ -195,7 +197,7 @@ class RedisBroker:
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> Consumer:
         leases = [self._lease(queue) for queue in queues]
-        options = replace(self._options, lease=min(leases, default=self._options.lease))
+        options = structs.replace(self._options, lease=min(leases, default=self._options.lease))
         return RedisConsumer(self._client, queues, prefetch, options)
 
     def depth(self, queue: str) -> int | None:

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from qnb.brokers.redis_link import (
     CONNECT_SECONDS,
@@ -46,8 +47,7 @@ class Unanswered:
 _UNANSWERED = Unanswered()
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """Which errors a user of links raises."""
 
     unavailable: type[QnbError]
@@ -138,29 +138,20 @@ class Client:
 
         Only what was not answered is sent again; all of it when it is a `whole`.
         """
-        replies: list[Reply] = [_UNANSWERED] * len(commands)
-        todo: Sequence[int] = range(len(commands))
+        replies, trouble = self._exchange(commands)
+        if trouble is None and ServerError not in map(type, replies):
+            return replies
         outage = Outage(self.target, self.kind, self.patience if patience is None else patience)
-        while todo:
-            try:
-                self._exchange(commands, todo, replies)
-                trouble = None
-            except OSError as error:
-                if isinstance(error, QnbError):
-                    raise
-                trouble = error
-            except ServerError as error:  # at login
-                if error.code not in _LATER:
-                    raise self.translate(error) from error
-                trouble = ConnectionError(str(error))
-            todo = [i for i in todo if _again(replies[i])]
-            if not todo:
-                outage.over()
-                break
+        replies += [_UNANSWERED] * (len(commands) - len(replies))
+        while todo := [i for i, reply in enumerate(replies) if _again(reply)]:
             self._pause(outage, trouble, [replies[i] for i in todo])
             if whole:
-                todo = range(len(commands))
-                replies = [_UNANSWERED] * len(commands)
+                todo = list(range(len(commands)))
+            got, trouble = self._exchange([commands[i] for i in todo])
+            got += [_UNANSWERED] * (len(todo) - len(got))
+            for i, reply in zip(todo, got, strict=True):
+                replies[i] = reply
+        outage.over()
         return replies
 
     def transaction(self, commands: Sequence[Command]) -> list[Reply]:
@@ -168,9 +159,7 @@ class Client:
         replies = self.run((("MULTI",), *commands, ("EXEC",)), whole=True)
         done = replies.pop()
         # EXEC itself says only that something before it was refused.
-        for reply in (*replies, *(done if isinstance(done, list) else (done,))):
-            if isinstance(reply, ServerError):
-                raise self.translate(reply) from reply
+        self._raise_first((*replies, *(done if isinstance(done, list) else (done,))))
         results: list[Reply] = done
         return results
 
@@ -184,30 +173,43 @@ class Client:
     def all(self, commands: Sequence[Command]) -> list[Reply]:
         """The replies to all; the first refusal is raised."""
         replies = self.run(commands)
-        for reply in replies:
-            if isinstance(reply, ServerError):
-                raise self.translate(reply) from reply
+        self._raise_first(replies)
         return replies
 
-    def _exchange(self, commands: Sequence[Command], todo: Sequence[int], replies: list[Reply]) -> None:
-        link = self._take()
+    def _raise_first(self, replies: Sequence[Reply]) -> None:
+        if ServerError in map(type, replies):
+            refusal = next(reply for reply in replies if isinstance(reply, ServerError))
+            raise self.translate(refusal) from refusal
+
+    def _exchange(self, commands: Sequence[Command]) -> tuple[list[Reply], OSError | None]:
+        """As many replies as came, and what went wrong if not all did."""
         got: list[Reply] = []
         try:
-            link.send([commands[i] for i in todo] if len(todo) < len(commands) else commands)
-            link.read_into(got, len(todo), REPLY_SECONDS)
-        except BaseException:
+            link = self._take()
+        except OSError as error:
+            if isinstance(error, QnbError):
+                raise
+            return got, error
+        except ServerError as error:  # at login
+            if error.code not in _LATER:
+                raise self.translate(error) from error
+            return got, ConnectionError(str(error))
+        try:
+            link.send(commands)
+            link.read_into(got, len(commands), REPLY_SECONDS)
+        except BaseException as error:
             # Ctrl-C too: half a reply may be on the way, and the next user of this link would read it.
             link.close()
             self._drop_idle()
+            if isinstance(error, OSError):
+                return got, error
             raise
-        finally:
-            for i, reply in zip(todo, got, strict=False):
-                replies[i] = reply
-        if any(isinstance(reply, ServerError) and reply.code == "READONLY" for reply in got):
+        if ServerError in map(type, got) and any(type(r) is ServerError and r.code == "READONLY" for r in got):
             link.close()  # a master no more: a new link finds the new one
             self._drop_idle()
         else:
             self._idle.append((link, time.monotonic()))
+        return got, None
 
     def _pause(self, outage: Outage, trouble: OSError | None, replies: Sequence[Reply]) -> None:
         missing = [reply for reply in replies if isinstance(reply, ServerError) and reply.code == "NOSCRIPT"]
@@ -275,8 +277,7 @@ def _answers(link: Link) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """How long a read may block: for `seconds`, if there are any.
 
     Redis looks at the timeouts of blocked clients when something happens or ten times a second. Where that is too
@@ -328,9 +329,11 @@ class Line:
                 self.opened += 1
             self._link.send(commands)
             self._read(self._link, replies, len(commands), wait)
+            if ServerError not in map(type, replies):
+                self._outage.over()
+                return replies
             trouble = next((r for r in replies if isinstance(r, ServerError) and r.code in _LATER), None)
             if trouble is None:
-                self._outage.over()
                 return replies
             self.close()
             self._pause(trouble, deadline)

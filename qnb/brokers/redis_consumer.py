@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from qnb.brokers.base import DEFAULT_LEASE, Delivery
 from qnb.brokers.redis_client import AT_ONCE, Client, Line, Wait, wait_until
@@ -24,8 +25,7 @@ Token = tuple[str, int, str, int]
 _DEAF_LOOK = 0.5  # seconds between looks of a consumer that cannot be woken
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerOptions:
+class ConsumerOptions(msgspec.Struct, frozen=True):
     """`force` is set when the URL names the lease: then it replaces what the queue was declared with."""
 
     base: str
@@ -51,13 +51,13 @@ class RedisConsumer:
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
         self._unsettled: dict[Token, tuple[Delivery, float]] = {}  # and since when at most
-        self._woken = self._closed = False
+        self._woken = self._closed = self._full = False
         self._look_at = 0.0
-        self._wake_keys: list[bytes] = []  # none when the server had no memory for it
         self._noted = False  # an entry came to the wake stream
         self._quiet = False  # the last read waited for nothing: the next one need not ask level by level before
         self._levels: dict[str, list[int]] = {}
         self._streams: dict[bytes, tuple[str, int]] = {}  # in order of priority
+        self._read_from: Command = ()  # the last part of XREADGROUP
 
     # ------------------------------------------------------------ receiving
 
@@ -67,15 +67,14 @@ class RedisConsumer:
             while True:
                 room = min(limit, self._prefetch - len(self._unsettled))
                 asked = time.monotonic()
-                got = self._take(room, deadline) if room > 0 else self._await_room(deadline)
+                got = self._take(room, deadline, asked) if room > 0 else self._await_room(deadline)
                 if got:
                     return self._hand_out(got, limit, asked)
                 if self._closed or self._woken or time.monotonic() >= deadline:
                     self._woken = False
                     return []
 
-    def _take(self, room: int, deadline: float) -> list[Delivery]:
-        now = time.monotonic()
+    def _take(self, room: int, deadline: float, now: float) -> list[Delivery]:
         if now >= self._look_at or not self._line.connected:
             got = self._look(room, deadline)
             if got or now >= self._look_at:
@@ -94,10 +93,8 @@ class RedisConsumer:
     def _read(self, room: int, deadline: float) -> list[Delivery]:
         """Wait for messages on all streams until the deadline, or until it is time to look again."""
         wait = wait_until(deadline, self._look_at)
-        keys = [*self._streams, *self._wake_keys]
-        marks = (">" for _ in keys)
-        group = ("GROUP", GROUP, self._name, "COUNT", room, *wait.block)
-        reply = self._ask(("XREADGROUP", *group, "STREAMS", *keys, *marks), wait, deadline)
+        group = ("XREADGROUP", "GROUP", GROUP, self._name, "COUNT", room)
+        reply = self._ask((*group, *wait.block, *self._read_from), wait, deadline)
         got: list[Delivery] = []
         for key, entries in reply or ():
             if key == self._wake_key:
@@ -149,12 +146,13 @@ class RedisConsumer:
             lease, rest, levels, taken, wakeful = reply
             self.lease = lease / 1000
             soonest = min(soonest, rest / 1000 if wakeful else _DEAF_LOOK)
-            self._wake_keys = [self._wake_key] if wakeful else []
             self._set_levels(queue, [int(level) for level in levels])
             for level, entry, count, before, body in taken:
                 name = entry.decode()
                 self._unsettled.pop((queue, level, name, count - 1), None)  # its own, when its lease ran out
                 got.append(Delivery(queue, body, count + before, (queue, level, name, count)))
+            keys = [*self._streams, self._wake_key] if wakeful else [*self._streams]  # else there is no memory for it
+            self._read_from = ("STREAMS", *keys, *(">" for _ in keys))
         self._noted = self._quiet = False
         self._look_at = time.monotonic() + soonest
         return got
@@ -183,8 +181,8 @@ class RedisConsumer:
         raise self._client.translate(reply) from reply
 
     def _hand_out(self, got: list[Delivery], limit: int, asked: float) -> Sequence[Delivery]:
-        with self._changed:
-            self._unsettled.update((delivery.token, (delivery, asked)) for delivery in got)
+        for delivery in got:
+            self._unsettled[delivery.token] = delivery, asked
         if self._closed:
             self.release_many(got)
             return []
@@ -195,8 +193,10 @@ class RedisConsumer:
 
     def _await_room(self, deadline: float) -> list[Delivery]:
         with self._changed:
+            self._full = True
             if not (self._woken or self._closed or len(self._unsettled) < self._prefetch):
                 self._changed.wait(max(0.0, deadline - time.monotonic()))
+            self._full = False
         return []
 
     def _rest(self, seconds: float) -> None:
@@ -261,8 +261,7 @@ class RedisConsumer:
         since = time.monotonic() - max(0.0, self.lease - seconds)
         extended = self._run(EXTEND, [d.token for d in deliveries], ms=round(seconds * 1000))
         if extended == len(deliveries):
-            with self._changed:
-                self._unsettled |= {d.token: (d, since) for d in deliveries if d.token in self._unsettled}
+            self._unsettled |= {d.token: (d, since) for d in deliveries if d.token in self._unsettled}
 
     @property
     def name(self) -> str:
@@ -284,10 +283,11 @@ class RedisConsumer:
 
     def settled(self, deliveries: Sequence[Delivery]) -> None:
         """These no longer count towards the prefetch."""
-        with self._changed:
-            for delivery in deliveries:
-                self._unsettled.pop(delivery.token, None)
-            self._changed.notify_all()
+        for delivery in deliveries:
+            self._unsettled.pop(delivery.token, None)
+        if self._full:  # set before it looks for room: either it sees the room, or this sees that it waits
+            with self._changed:
+                self._changed.notify_all()
 
     def close(self) -> None:
         if self._closed:

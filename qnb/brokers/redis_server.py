@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+
+import msgspec
 
 from qnb.brokers.redis_client import Client
 from qnb.brokers.redis_link import ServerError
@@ -16,8 +17,7 @@ class RedisSettingsWarning(UserWarning):
     """The server is set in a way that may lose tasks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """`run_id` tells two servers apart, however they are reached."""
 
     version: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from qnb.brokers.base import Consumer, Turn
 from qnb.brokers.redis_bus import post
@@ -75,8 +76,7 @@ return refused
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """Where a backend keeps outcomes: how to get there, what its keys start with, how long they stay (ms)."""
 
     target: Target
@@ -90,18 +90,17 @@ class Home:
         return self.target == target or (same_server and self.target.db == target.db)
 
 
-@dataclass(slots=True)
-class Blobs:
+class Blobs(msgspec.Struct):
     """Bytes that go along with a script, each once: an outcome is mostly stored and posted in the same turn."""
 
-    values: list[bytes] = field(default_factory=list)
-    _places: dict[int, int] = field(default_factory=dict)
+    values: list[bytes] = []
+    places: dict[int, int] = {}
 
     def place(self, value: bytes) -> int:
         """The position of these very bytes."""
-        at = self._places.get(id(value))
+        at = self.places.get(id(value))
         if at is None:
-            at = self._places[id(value)] = len(self.values)
+            at = self.places[id(value)] = len(self.values)
             self.values.append(value)
         return at
 
