@@ -11,10 +11,14 @@ Replies = dict[bytes, bytes | list[bytes]]
 
 
 class FakeRedis:
-    """Answers each command from a table of inline replies, a list one after the other; what is not there gets +OK."""
+    """Answers each command from a table of inline replies, a list one after the other; what is not there gets +OK.
+
+    An empty reply closes the connection. `seen` has the names of all commands, in order.
+    """
 
     def __init__(self, replies: Replies) -> None:
         self._replies = replies
+        self.seen: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,7 +37,11 @@ class FakeRedis:
             while data := link.recv(65536):
                 reader.feed(data)
                 while (command := reader.gets()) is not False:
-                    link.sendall(self._answer(command[0]))
+                    self.seen.append(command[0])
+                    answer = self._answer(command[0])
+                    if not answer:
+                        return
+                    link.sendall(answer)
 
     def _answer(self, name: bytes) -> bytes:
         found = self._replies.get(name, b"+OK\r\n")

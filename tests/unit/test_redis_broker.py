@@ -90,7 +90,6 @@ def test_warnings_are_per_server(services: Services, monkeypatch: pytest.MonkeyP
 def test_out_of_memory_names_the_remedy_and_drains(services: Services) -> None:
     server = services.redis(maxmemory="4mb", maxmemory_policy="noeviction")
     broker, backend = RedisBroker(server.url), RedisBackend(server.url)
-    consumer = consume(broker)
     body = bytes(100_000)
     sent = 0
 
@@ -104,7 +103,6 @@ def test_out_of_memory_names_the_remedy_and_drains(services: Services) -> None:
         fill()
     with pytest.raises(StorageFull, match="maxmemory"):
         backend.store_many([Stored("run", 0, 1, body)])
-    consumer.close()
     consumer = consume(broker)  # a new one, with no memory left for its own small things
     drained = 0
     while deliveries := consumer.receive_many(10, 0.2):
@@ -713,3 +711,26 @@ def test_ctrl_c_at_the_last_moment_loses_nothing(broker: RedisBroker) -> None:
         inbox.receive_many(10, 5.0)
     assert inbox.receive_many(10, 5.0) == sent
     inbox.close()
+
+
+def test_a_transaction_that_was_cut_is_sent_whole_again() -> None:
+    queued = b"+QUEUED\r\n"
+    names = [b"HSETNX", b"SETBIT", b"PEXPIRE", b"XADD"]
+    done = b"*6\r\n" + b":1\r\n" * 6
+    replies: Replies = dict.fromkeys(names, queued) | {
+        b"EXEC": [b"", b"-EXECABORT Transaction discarded\r\n", done]
+    }
+    replies[b"XADD"] = [queued, b"-LOADING Redis is loading the dataset in memory\r\n", queued]
+    fake = FakeRedis(information() | replies | {b"XGROUP": b"+OK\r\n", b"HGET": b"$-1\r\n", b"HSETNX": queued})
+    broker, backend = RedisBroker(fake.url), RedisBackend(fake.url)
+    settle = broker.partner(backend)
+    assert settle is not None
+    consumer = RedisConsumer(broker._client, ["q"], 10, broker._options)
+    fake.seen.clear()
+    assert list(settle(consumer, Turn(store=[Stored("run", 0, 1, b"x")], post=[Note("me", "event", b"x")]))) == []
+    sent = [name for name in fake.seen if name not in (b"CLIENT", b"SELECT")]
+    turn = [b"MULTI", b"HSETNX", b"SETBIT", b"SETBIT", b"PEXPIRE", b"PEXPIRE", b"XADD", b"EXEC"]
+    assert sent == turn * 3, "cut once, refused once, done"
+    broker.close()
+    backend.close()
+    fake.close()
