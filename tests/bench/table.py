@@ -78,9 +78,9 @@ def beside(row: str, what: str, ours: Figure, peer: Figure, **target: float) -> 
 
 def number(value: float) -> str:
     """Three digits that matter."""
-    if abs(value) >= 1000:
+    if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 100 else f"{value:.3g}".removesuffix(".0")
+    return f"{value:#.3g}".removesuffix(".")
 
 
 def spread(values: Sequence[float]) -> str:
