@@ -21,7 +21,7 @@ from qnb.brokers.redis_bus import RedisBus, RedisInbox
 from qnb.brokers.redis_client import BROKER, HEALTH_CHECK, PATIENCE, Client
 from qnb.brokers.redis_consumer import ConsumerOptions, RedisConsumer
 from qnb.brokers.redis_link import Command, Reply, ServerError, target_of
-from qnb.brokers.redis_scripts import DEPTH, GROUP, PUBLISH, PURGE, REMOVE, script
+from qnb.brokers.redis_scripts import DEPTH, PUBLISH, PURGE, REMOVE, script
 from qnb.brokers.redis_server import check_server
 from qnb.brokers.redis_settle import LARGEST_VALUE, Home, RedisSettle
 from qnb.errors import AccessDenied, ConfigurationError, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
@@ -96,7 +96,6 @@ class RedisBroker:
         forced = self._options.force or spec.lease != DEFAULT_LEASE
         lease = self._options.lease if self._options.force else spec.lease
         self._client.one("HSET" if forced else "HSETNX", f"{self._base}queues", spec.name, max(1, round(lease * 1000)))
-        self._make_groups([spec.name])
 
     def _lease(self, queue: str) -> float:
         """The lease in force: the URL's, else what the queue was declared with."""
@@ -104,11 +103,6 @@ class RedisBroker:
             self.declare(QueueSpec(queue))
         found = self._client.one("HGET", f"{self._base}queues", queue)
         return self._options.lease if found is None else int(found) / 1000
-
-    def _make_groups(self, queues: Sequence[str]) -> None:
-        """Early, while there is memory for it: without its group a full server could not be drained."""
-        groups = [("XGROUP", "CREATE", f"{self._base}q0:{queue}", GROUP, "0", "MKSTREAM") for queue in queues]
-        self._client.run(groups)
 
     # ------------------------------------------------------------ publishing
 
@@ -180,11 +174,7 @@ class RedisBroker:
         lease = round(self._options.lease * 1000)
         # Every time: it costs next to nothing, and holds after a server came back without its data.
         known: list[Command] = [("HSETNX", f"{self._base}queues", queue, lease) for queue in queues]
-        replies = self._client.run([*known, *(self._command(envelope) for envelope in batch)])
-        new = [queue for queue, reply in zip(queues, replies, strict=False) if reply == 1]
-        if new:
-            self._make_groups(new)
-        return replies[len(known) :]
+        return self._client.run([*known, *(self._command(envelope) for envelope in batch)])[len(known) :]
 
     def _command(self, envelope: Envelope) -> Command:
         if _plain(envelope):

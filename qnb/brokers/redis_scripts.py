@@ -104,7 +104,8 @@ return 1
 # me, queue, lease (ms, for a queue not declared yet), force (the lease replaces the queue's), limit, woken, known
 # (after a broken connection: each level:id this consumer has; what else it was given got lost on the way).
 # Everything a consumer has to see to now and then: moves what is due, takes over what has outlived its lease.
-# pcall where a server out of memory refuses: consumers must go on, it is they who make room.
+# pcall where a server out of memory refuses: consumers must go on, it is they who make room. It refuses only until the
+# script's first write (PEXPIRE below, which needs no memory), so that groups can be made even then.
 # Returns lease, ms until there is something to see to again, levels, [[level, id, count, base, body], …], and whether
 # there is a stream to wake it by.
 LOOK = new_script(

@@ -87,8 +87,9 @@ def test_warnings_are_per_server(services: Services, monkeypatch: pytest.MonkeyP
 # ------------------------------------------------------------ memory and size
 
 
-def test_out_of_memory_names_the_remedy_and_drains(services: Services) -> None:
-    server = services.redis(maxmemory="4mb", maxmemory_policy="noeviction")
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_out_of_memory_names_the_remedy_and_drains(services: Services, kind: str) -> None:
+    server = services.private(kind, maxmemory="4mb", maxmemory_policy="noeviction")
     broker, backend = RedisBroker(server.url), RedisBackend(server.url)
     body = bytes(100_000)
     sent = 0
@@ -103,12 +104,14 @@ def test_out_of_memory_names_the_remedy_and_drains(services: Services) -> None:
         fill()
     with pytest.raises(StorageFull, match="maxmemory"):
         backend.store_many([Stored("run", 0, 1, body)])
-    consumer = consume(broker)  # a new one, with no memory left for its own small things
+    broker._client.one("CONFIG", "SET", "maxmemory", 1)  # not even for the small things of a new consumer
+    consumer = consume(broker)
     drained = 0
     while deliveries := consumer.receive_many(10, 0.2):
         consumer.ack_many(deliveries)
         drained += len(deliveries)
     assert drained == sent
+    broker._client.one("CONFIG", "SET", "maxmemory", 4_000_000)
     broker.publish_many([Envelope("q", body)])
     consumer.close()
     broker.close()
@@ -717,9 +720,7 @@ def test_a_transaction_that_was_cut_is_sent_whole_again() -> None:
     queued = b"+QUEUED\r\n"
     names = [b"HSETNX", b"SETBIT", b"PEXPIRE", b"XADD"]
     done = b"*6\r\n" + b":1\r\n" * 6
-    replies: Replies = dict.fromkeys(names, queued) | {
-        b"EXEC": [b"", b"-EXECABORT Transaction discarded\r\n", done]
-    }
+    replies: Replies = dict.fromkeys(names, queued) | {b"EXEC": [b"", b"-EXECABORT Transaction discarded\r\n", done]}
     replies[b"XADD"] = [queued, b"-LOADING Redis is loading the dataset in memory\r\n", queued]
     fake = FakeRedis(information() | replies | {b"XGROUP": b"+OK\r\n", b"HGET": b"$-1\r\n", b"HSETNX": queued})
     broker, backend = RedisBroker(fake.url), RedisBackend(fake.url)
