@@ -8,10 +8,8 @@ import itertools
 import logging
 import secrets
 import threading
-import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,20 +18,20 @@ from qnb import registry, settings
 from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.outcomes import gaps
-from qnb.codec.payloads import encode_columns, encode_pickled, is_plain
 from qnb.codec.pickling import dumps, ship_module
-from qnb.codec.signing import Signer, decode
-from qnb.errors import BadSignature, ConfigurationError, QnbError
-from qnb.message import DEFAULT_QUEUE, Frame, Function, Note, split_task_id
+from qnb.codec.signing import Signer
+from qnb.errors import ConfigurationError, QnbError
+from qnb.message import DEFAULT_QUEUE, Frame, split_task_id
 from qnb.session import local
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
+from qnb.session.outbox import Outbox
 from qnb.session.publisher import Publisher
 from qnb.session.sizes import Sizes
-from qnb.session.stream import FRAME_BYTES, Stream
 from qnb.session.task import Task
+from qnb.session.watch import Watch
 
 if TYPE_CHECKING:
     from qnb.monitor.control import Control, Workers
@@ -41,10 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SESSION_PREFIX = "s."
-FLUSH_SECONDS = 0.002
-SELDOM_SECONDS = 0.01
-AWAKE_SECONDS = 0.05
-_STREAMS = 256
 _current: weakref.ref[Session] | None = None
 
 
@@ -84,7 +78,7 @@ class Session(concurrent.futures.Executor):
         registry.find("broker", url)  # a misspelt scheme is told as such, before anything follows from it
         backend_url = settings.absolute_url(settings.backend_url(backend) or registry.partner_url(url))
         secret = settings.load_key(key)
-        self.closed = self._shut = self._told = False
+        self.closed = self._shut = False
         self.queue = queue
         self.on_interrupt = on_interrupt
         self.id = secrets.token_hex(5)
@@ -99,18 +93,12 @@ class Session(concurrent.futures.Executor):
             raise
         self.bus = self.broker.bus()
         self.inbox = self.bus.join(self.peer)
-        self.collector = Collector(self.inbox, self.backend, self.signer, self._look_for_workers)
+        self.collector = Collector(self.inbox, self.backend, self.signer, Watch(self).look)
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
         self._shipper = Shipper()
         self._numbers = itertools.count()
-        self._streams: dict[tuple[bytes, TaskOptions], Stream] = {}
         self._lock = threading.Lock()
-        self.waiting: deque[Stream] = deque()  # streams with calls to be sent
-        self._dozing = False
-        self._flushes = 0
-        self._alarm = threading.Event()
-        self._sending = threading.Lock()
         self._workers: Any = None
         embedded = self.broker.scheme in ("sqlite", "memory")
         count = workers if workers is not None else settings.cpu_count() if embedded else 0
@@ -119,8 +107,7 @@ class Session(concurrent.futures.Executor):
         self._local_count = count
         if count:
             self._workers = local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
-        self._flusher = threading.Thread(target=self._run_flusher, args=(embedded,), name="qnb-flusher", daemon=True)
-        self._flusher.start()
+        self.outbox = Outbox(self, beats=embedded)
         global _current
         _current = weakref.ref(self)
         atexit.register(_close_at_exit, weakref.ref(self))
@@ -167,13 +154,10 @@ class Session(concurrent.futures.Executor):
         """`submit` with options."""
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
-        stream = self._stream(self._shipper.ship(function), options)
+        stream = self.outbox.stream(self._shipper.ship(function), options)
         future, waiting = stream.add(dumps((args, kwargs)))
         self.collector.expect(stream, 1)
-        if waiting >= FRAME_BYTES:
-            self.flush()
-        elif self._dozing:
-            self._alarm.set()
+        self.outbox.added(waiting)
         return future
 
     def map(
@@ -227,59 +211,19 @@ class Session(concurrent.futures.Executor):
         function = fn.function if isinstance(fn, Task) else fn
         shipped = self._shipper.ship(function)
         labels = names or parameter_names(function, len(columns))
-        batch = Batch(self, self._new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
+        batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
         batch.names = names
         batch.timeout = timeout
         if count:
             self.collector.expect(batch, count)
-            self._send_batch(batch, chunksize)
+            self.outbox.send_batch(batch, chunksize)
         return batch
-
-    def _send_batch(self, batch: Batch, chunksize: int | None) -> None:
-        """Publish all of a batch; a function never timed is tried on a few calls first, to size the rest."""
-        columns = [values for _, values in batch.parameters]
-        plain_values = all(map(is_plain, columns))
-        count, start = len(batch), 0
-        limits = (
-            iter(self.sizes.probe(count)) if chunksize is None and not self.sizes.known(batch.function) else iter(())
-        )
-        frames: list[Frame] = []
-        options = batch.options.on_wire()
-        probed = False
-        while start < count:
-            size = next(limits, None)
-            if size is None and chunksize is None and frames and not probed and not self.sizes.known(batch.function):
-                probed = True
-                self._publish(frames, batch)
-                frames = []
-                self.sizes.wait(batch, self.wait_for)
-            size = size or chunksize or self.sizes.frame(batch.function, count)
-            stop = min(count, start + size)
-            try:
-                if columns:
-                    args = encode_columns([column[start:stop] for column in columns], batch.names, plain_values)
-                else:
-                    args = encode_pickled([dumps(((), {}))] * (stop - start))
-            except QnbError as error:
-                self.collector.settled(batch, batch.fail(0, count, error))
-                raise
-            frames.append(Frame(batch.run, start, stop - start, batch.function, args, options, self.peer, time.time()))
-            start = stop
-            if sum(len(frame.args) for frame in frames[-64:]) > FRAME_BYTES * 4 or len(frames) >= 64:
-                self._publish(frames, batch)
-                frames = []
-        self._publish(frames, batch)
-
-    def _publish(self, frames: list[Frame], batch: Batch) -> None:
-        for frame in frames:
-            batch.sent(frame.first, frame.count, frame.sent_at)
-        self.publisher.publish(frames, batch.options.queue or self.queue, batch.options.delay)
 
     def repeat(self, batch: Batch, indices: list[int]) -> Batch:
         """A new batch of some calls of another."""
         again = Batch(
             self,
-            self._new_run(),
+            self.new_run(),
             batch.function,
             [(name, [values[i] for i in indices]) for name, values in batch.parameters],
             len(indices),
@@ -288,7 +232,7 @@ class Session(concurrent.futures.Executor):
         again.names = batch.names
         if indices:
             self.collector.expect(again, len(indices))
-            self._send_batch(again, None)
+            self.outbox.send_batch(again, None)
         return again
 
     def ship(self, module: Any) -> None:
@@ -299,83 +243,10 @@ class Session(concurrent.futures.Executor):
 
     def flush(self) -> None:
         """Send every submit that still waits for company."""
-        if not self.waiting:
-            return
-        with self._sending:
-            self._flushes += 1
-            while self.waiting:
-                stream = self.waiting[0]
-                self.publisher.publish(stream.pack(self.sizes.stream(stream.function)), *self._where(stream))
-                stream.sent()
-                # Only now: after a Ctrl-C in between, the next flush finds it here.
-                self.waiting.popleft()
+        self.outbox.flush()
 
-    def _flush_and_receive(self, timeout: float) -> Sequence[Note]:
-        """Send, and read the inbox: in one round trip when a single call is all there is to be sent."""
-        if not timeout or len(self.waiting) != 1:
-            self.flush()
-            return ()
-        frames: list[Frame] = []
-        try:
-            with self._sending:
-                if len(self.waiting) != 1:
-                    return ()  # another thread was first
-                self._flushes += 1
-                stream = self.waiting[0]
-                frames = stream.pack(self.sizes.stream(stream.function))
-                stream.sent()
-                self.waiting.popleft()
-            return self.publisher.publish_and_receive(frames, self._where(stream), self.inbox, 1000, timeout)
-        except BaseException:  # Ctrl-C: whether they were taken is not known, so they are sent again
-            if frames:
-                stream.unsent(frames)
-                self.waiting.append(stream)
-            raise
-
-    def _where(self, stream: Stream) -> tuple[str, float]:
-        return stream.options.queue or self.queue, stream.options.delay
-
-    def _run_flusher(self, embedded: bool) -> None:
-        """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
-        used = beaten = time.monotonic()
-        flushes = 0
-        while not self.closed:
-            if self._flushes != flushes:
-                used = time.monotonic()
-            sent = bool(self.waiting)
-            try:
-                self.flush()
-                flushes = self._flushes
-                if self.publisher.unsent:
-                    self._alarm.wait(0.5)
-                    self.publisher.retry()
-                if embedded and time.monotonic() - beaten > 0.9:
-                    beaten = time.monotonic()
-                    self.inbox.beat()
-            except QnbError as error:
-                log.warning("session %s: %s", self.name, error)
-                self._alarm.wait(0.5)
-            # Awake while there are submits, so that a submit need not wake it: that would cost more than sending.
-            self._dozing = time.monotonic() - used > AWAKE_SECONDS
-            if not self._dozing:
-                # Where each submit is waited for, who waits sends it, and looking less often costs less.
-                time.sleep(FLUSH_SECONDS if sent else SELDOM_SECONDS)
-            elif not self.waiting:
-                self._alarm.wait(1.0)
-                self._alarm.clear()
-
-    def _stream(self, function: Function, options: TaskOptions) -> Stream:
-        key = (function.hash, options)
-        stream = self._streams.get(key)
-        if stream is None:
-            with self._lock:
-                if len(self._streams) >= _STREAMS:
-                    for old in [k for k, s in self._streams.items() if not s.pending]:
-                        self.collector.sinks.pop(self._streams.pop(old).run, None)
-                stream = self._streams.setdefault(key, Stream(self, self._new_run(), function, options))
-        return stream
-
-    def _new_run(self) -> str:
+    def new_run(self) -> str:
+        """An id for a run: the session's and a number."""
         return f"{self.id}-{next(self._numbers)}"
 
     def _publish_failed(self, frame: Frame, error: BaseException) -> None:
@@ -383,32 +254,11 @@ class Session(concurrent.futures.Executor):
         if sink is not None:
             self.collector.settled(sink, sink.fail(frame.first, frame.count, error))
 
-    def _look_for_workers(self) -> None:
-        """Nothing has been heard for a while: say why, where that can be seen."""
-        peers = [decode(peer.info, dict) if peer.info else {} for peer in self.bus.peers("w.")]
-        queues = {queue for info in peers for queue in info.get("queues", ())}
-        keys = {info.get("key_id") for info in peers}
-        if peers and self.signer.key_id not in keys:
-            error = BadSignature(
-                f"the workers on {self.broker_url} have key {', '.join(sorted(map(str, keys)))}, this session has key "
-                f"{self.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"
-            )
-            for sink in list(self.collector.sinks.values()):
-                for first, count in sink.missing():
-                    self.collector.settled(sink, sink.fail(first, count, error))
-        elif not self._told and (not peers or self.queue not in queues):
-            self._told = True
-            served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""
-            log.warning(
-                "%d calls wait, and no worker serves queue %r of %s%s: start one with `qnb worker URL`",
-                self.collector.pending, self.queue, self.broker_url, served,
-            )  # fmt: skip
-
     # Waiting -------------------------------------------------------------------------------------------------
 
     def wait_for(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
         """Wait until `done()`, reading outcomes meanwhile; False when it is not after `timeout` seconds."""
-        return self.collector.wait(done, condition, timeout, self._flush_and_receive)
+        return self.collector.wait(done, condition, timeout, self.outbox.flush_and_receive)
 
     def learn(self, function: bytes, seconds: float, calls: int) -> None:
         """So many calls of a function took so long."""
@@ -492,11 +342,10 @@ class Session(concurrent.futures.Executor):
         try:
             self.flush()
         finally:
-            self._alarm.set()
+            self.outbox.close()
         if self.publisher.unsent:
             warnings.warn(f"{self.publisher.unsent} messages could not be sent: the broker is away", stacklevel=2)
             self.publisher.give_up(QnbError("the session was closed before the broker came back"))
-        self._flusher.join(5.0)
         self.collector.close()
         self.inbox.close()
         self.backend.close()

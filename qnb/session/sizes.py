@@ -49,9 +49,9 @@ class Sizes:
         share = max(1, math.ceil(count / SHARES)) if each * count > 0.01 else count
         return max(1, min(BATCH_CALLS, int(FRAME_SECONDS / each), share))
 
-    def probe(self, count: int) -> list[int]:
-        """The first frames of a batch of a function that was never timed."""
-        return [1] * PROBES if count > 2 * PROBES else []
+    def to_try(self, function: Function, count: int) -> int:
+        """How many calls of a batch to send one by one, before the rest."""
+        return PROBES if count > 2 * PROBES and not self.known(function) else 0
 
     def wait(self, batch: Batch, wait_for: Callable[..., bool]) -> None:
         """Wait a moment for the probes; a slow function, or no worker, is not waited for."""

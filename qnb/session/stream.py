@@ -44,7 +44,7 @@ class Stream:
             future = self.pending[index] = Future(self, index)
             buffer = self._buffer
             if not buffer:
-                self.session.waiting.append(self)
+                self.session.outbox.waiting.append(self)
             buffer.append(call)
             self._bytes += len(call)
             # 256 calls count as full, however small.

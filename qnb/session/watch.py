@@ -1,0 +1,44 @@
+"""Why nothing happens: no worker, or one with another key."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from qnb.codec.signing import decode
+from qnb.errors import BadSignature
+
+if TYPE_CHECKING:
+    from qnb.session.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Looks for workers when calls are pending and nothing has been heard for a while."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._told = False
+
+    def look(self) -> None:
+        """Nothing has been heard for a while: say why, where that can be seen."""
+        session = self._session
+        peers = [decode(peer.info, dict) if peer.info else {} for peer in session.bus.peers("w.")]
+        queues = {queue for info in peers for queue in info.get("queues", ())}
+        keys = {info.get("key_id") for info in peers}
+        if peers and session.signer.key_id not in keys:
+            error = BadSignature(
+                f"the workers on {session.broker_url} have key {', '.join(sorted(map(str, keys)))}, this session has "
+                f"{session.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"
+            )
+            for sink in list(session.collector.sinks.values()):
+                for first, count in sink.missing():
+                    session.collector.settled(sink, sink.fail(first, count, error))
+        elif not self._told and (not peers or session.queue not in queues):
+            self._told = True
+            served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""
+            log.warning(
+                "%d calls wait, and no worker serves queue %r of %s%s: start one with `qnb worker URL`",
+                session.collector.pending, session.queue, session.broker_url, served,
+            )  # fmt: skip
