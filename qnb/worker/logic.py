@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -17,6 +16,7 @@ from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
 from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
 from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
+from qnb.worker.state import Given, Held, LaneState, Piece
 
 PIECE_SECONDS = 0.02  # a lane gets about this much work at once
 AHEAD_SECONDS = 0.02  # the next work is sent along while a lane has no more than this left
@@ -29,57 +29,6 @@ SHORT_SECONDS = 0.0002
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A frame on a lease. `left` counts calls that are not accounted for."""
-
-    frame: Frame
-    delivery: Delivery
-    left: int
-    begun: bool = False
-    lost: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Piece:
-    """Calls of a held frame that wait for a lane."""
-
-    held: Held
-    first: int
-    count: int
-
-
-@dataclass(slots=True, eq=False)
-class Given:
-    """A work that a lane has; `seconds` is the estimate, None when the function was never timed.
-
-    `open` is of an async lane alone, where calls end in any order: the indices that have not.
-    """
-
-    piece: Piece
-    serial: int
-    seconds: float | None
-    told: int = -1
-    open: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class LaneState:
-    """A lane as the logic sees it: what it has been given, in order, and which functions it knows."""
-
-    number: int
-    is_async: bool
-    given: dict[int, Given] = field(default_factory=dict)
-    known: dict[bytes, None] = field(default_factory=dict)
-    verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
-    retiring: bool = False
-
-    @property
-    def ahead(self) -> float:
-        """Seconds of work it has, as estimated; infinite when unknown."""
-        return sum(math.inf if g.seconds is None else g.seconds for g in self.given.values())
 
 
 class WorkerLogic:

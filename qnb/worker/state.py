@@ -1,0 +1,60 @@
+"""What the logic of a worker knows of frames, of pieces of them, and of lanes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from qnb.brokers.base import Delivery
+from qnb.message import Frame
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A frame on a lease. `left` counts calls that are not accounted for."""
+
+    frame: Frame
+    delivery: Delivery
+    left: int
+    begun: bool = False
+    lost: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Calls of a held frame that wait for a lane."""
+
+    held: Held
+    first: int
+    count: int
+
+
+@dataclass(slots=True, eq=False)
+class Given:
+    """A work that a lane has; `seconds` is the estimate, None when the function was never timed.
+
+    `open` is of an async lane alone, where calls end in any order: the indices that have not.
+    """
+
+    piece: Piece
+    serial: int
+    seconds: float | None
+    told: int = -1
+    open: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class LaneState:
+    """A lane as the logic sees it: what it has been given, in order, and which functions it knows."""
+
+    number: int
+    is_async: bool
+    given: dict[int, Given] = field(default_factory=dict)
+    known: dict[bytes, None] = field(default_factory=dict)
+    verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
+    retiring: bool = False
+
+    @property
+    def ahead(self) -> float:
+        """Seconds of work it has, as estimated; infinite when unknown."""
+        return sum(math.inf if g.seconds is None else g.seconds for g in self.given.values())
