@@ -70,12 +70,16 @@ class Address:
         return f"{self.scheme}:{slashes}{login}{hosts}{self.path}{'?' + query if query else ''}"
 
 
-def _host_port(text: str, url: str) -> tuple[str, int | None]:
+_ENCODE = "; / ? # and @ in a user name or password are written %2F %3F %23 and %40"
+
+
+def _host_port(text: str, scheme: str) -> tuple[str, int | None]:
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not colon:
         return text.strip("[]"), None
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"port {port!r} in the URL of {urlsplit(url).scheme}: is not a number from 1 to 65535")
+        # What stands there may be part of a password, and is not repeated.
+        raise ConfigurationError(f"the port in the URL of {scheme}: is not a number from 1 to 65535{_ENCODE}")
     return host.strip("[]"), int(port)
 
 
@@ -85,12 +89,17 @@ def parse_url(url: str) -> Address:
     if not colon or not scheme or "/" in scheme:
         raise ConfigurationError("a broker or backend is named by a URL like redis://host/0; got one without a scheme")
     scheme = ALIASES.get(scheme.lower(), scheme.lower())
-    parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
-    login, _, hosts = parts.netloc.rpartition("@")
+    try:
+        parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
+    except ValueError:  # whose message has all that stands before the path
+        raise ConfigurationError(f"the host in the URL of {scheme}: cannot be read{_ENCODE}") from None
+    login, at, hosts = parts.netloc.rpartition("@")
+    if parts.netloc and not at and "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
+        raise ConfigurationError(f"the URL of {scheme}: has its @ after the host{_ENCODE}")
     user, _, password = login.partition(":")
     return Address(
         scheme=scheme,
-        hosts=tuple(_host_port(host, url) for host in hosts.split(",") if host),
+        hosts=tuple(_host_port(host, scheme) for host in hosts.split(",") if host),
         user=unquote(user) or None,
         password=unquote(password) or None,
         path=unquote(parts.path),
