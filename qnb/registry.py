@@ -86,6 +86,7 @@ def partner_url(broker_url: str) -> str:
     scheme = parse_url(broker_url).scheme
     if scheme in BACKENDS:
         return broker_url
+    find("broker", broker_url)  # a misspelt scheme is told as such, and not as one that keeps no results
     raise ConfigurationError(
         f"{redact(broker_url)} keeps no results: name a backend too, as in Session(broker, backend='sqlite:')"
     )
