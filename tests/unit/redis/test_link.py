@@ -19,8 +19,8 @@ from qnb.brokers.redis_link import target_of
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from qnb.settings import parse_url
-from tests.fake_redis import FakeRedis, information
 from tests.services import RedisServer, Services, free_port, with_options
+from tests.unit.redis.fake import FakeRedis, information
 
 
 @pytest.fixture
