@@ -12,7 +12,8 @@ from tests.browser.lab import Server, find_chromium, launch, serve
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+# For this folder only: Playwright keeps an event loop running, in which no other test could run its own.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests. Without one they are left out; in CI they fail."""
     executable = find_chromium()
@@ -27,7 +28,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A JupyterLab whose kernels can import qnb and these tests."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
