@@ -175,8 +175,8 @@ def test_ctrl_c_while_receiving_loses_nothing(place: Place) -> None:
     with interruptions() as happened:
         poster.start()
         while len(got) < total and time.monotonic() < deadline:
-            signal.setitimer(signal.ITIMER_REAL, 0.002 * 1.3 ** (len(happened) % 20))
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.002 * 1.3 ** (len(happened) % 20))
                 got += inbox.receive_many(5, 0.5)
             except KeyboardInterrupt:
                 continue
