@@ -54,8 +54,8 @@ class Line:
     def target(self) -> str:
         """In words."""
         unit = "×" if self.peer else self.ours.unit
-        sides = [f"≥ {number(self.least)} {unit}"] if self.least is not None else []
-        sides += [f"≤ {number(self.most)} {unit}"] if self.most is not None else []
+        sides = [f"≥ {self.least:,.3g} {unit}"] if self.least is not None else []
+        sides += [f"≤ {self.most:,.3g} {unit}"] if self.most is not None else []
         return " and ".join(sides)
 
     def cells(self) -> list[str]:
