@@ -3,6 +3,8 @@
 Prints a line of JSON a check: its name, and None or what went wrong.
 """
 
+# ruff: noqa: B904, F821, PT017 - a notebook's ways, and no pytest in here
+
 from __future__ import annotations
 
 import asyncio
@@ -120,10 +122,10 @@ def globals_and_edits(session):
 @check
 def edited_helper(session):
     cell("def helper(x):\n    return x + 1\n\ndef uses_helper(x):\n    return helper(x)\n", 2)
-    assert session.submit(uses_helper, 1).result(SECONDS) == 2  # noqa: F821
+    assert session.submit(uses_helper, 1).result(SECONDS) == 2
     cell("def helper(x):\n    return x + 100\n", 3)
-    assert session.submit(uses_helper, 1).result(SECONDS) == 101  # noqa: F821
-    task = session.task(uses_helper)  # noqa: F821
+    assert session.submit(uses_helper, 1).result(SECONDS) == 101
+    task = session.task(uses_helper)
     cell("def helper(x):\n    return x + 1000\n", 4)
     assert task.submit(1).result(SECONDS) == 1001
 
@@ -215,10 +217,10 @@ def edited_classes(session):
     Point.size = property(lambda self: 10 * self.x)
     assert session.submit(lambda p: p.size, point).result(SECONDS) == 10, "changed in place"
     cell("class Maker:\n    def make(self):\n        return 'old'\n", 5)
-    old = Maker()  # noqa: F821
+    old = Maker()
 
     def make():
-        return Maker().make()  # noqa: F821
+        return Maker().make()
 
     assert session.submit(make).result(SECONDS) == "old"
     cell("class Maker:\n    def make(self):\n        return 'new'\n", 6)
@@ -443,7 +445,7 @@ def strange_exceptions(session):
 def tracebacks_of_cells(session):
     cell("def inner_cell(x):\n    value = 1 / x  # the line at fault\n    return value\n", 7)
     cell("def outer_cell(x):\n    # a comment\n    return inner_cell(x)  # the caller's line\n", 8)
-    future = session.submit(outer_cell, 0)  # noqa: F821
+    future = session.submit(outer_cell, 0)
     error = future.exception(SECONDS)
     text = "".join(traceback.format_exception(error))
     for wanted in ("the line at fault", "the caller's line", "/tmp/ipykernel_1/7.py", "ZeroDivisionError"):

@@ -285,8 +285,7 @@ def test_as_completed_timeout(session: qnb.Session, gate: Gate) -> None:
     quick.result(SECONDS)
     found = []
     with pytest.raises(cf.TimeoutError):
-        for future in cf.as_completed([quick, slow], timeout=0.05):
-            found.append(future)
+        found.extend(cf.as_completed([quick, slow], timeout=0.05))
     assert found == [quick]
 
 
@@ -333,8 +332,7 @@ def test_map_timeout(session: qnb.Session, gate: Gate) -> None:
     wait = gate.task
     found = []
     with pytest.raises(cf.TimeoutError):
-        for value in session.map(third_waits, range(4), timeout=2.0, chunksize=1):
-            found.append(value)
+        found.extend(session.map(third_waits, range(4), timeout=2.0, chunksize=1))
     assert found == [0, 1]
 
 

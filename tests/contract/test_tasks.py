@@ -90,7 +90,7 @@ def test_wrong_options(session: qnb.Session, options: dict[str, Any]) -> None:
 
 
 def test_an_unknown_option_names_those_there_are(session: qnb.Session) -> None:
-    with pytest.raises(qnb.ConfigurationError, match="no option 'retry'.*retries"):
+    with pytest.raises(qnb.ConfigurationError, match=r"no option 'retry'.*retries"):
         session.task(retry=3)
 
 
