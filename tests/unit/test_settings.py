@@ -88,7 +88,7 @@ def test_a_password_is_never_shown(scheme: str, encoded: bool, before: str, afte
     except ConfigurationError as error:
         assert not encoded
         shown = "".join(traceback.format_exception(error)).replace(url, "")
-        assert MARK not in f"{error} {error!r} {error.__cause__}"
+        assert MARK not in f"{error} {error!r} {error.__cause__}"  # noqa: PT017
         assert MARK not in shown.split("Error:")[-1]
         return
     assert MARK not in f"{address} {address!r} {settings.redact(url)}"
