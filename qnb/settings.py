@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -64,8 +65,8 @@ class Address:
         user = quote(self.user) if self.user else ""
         login = f"{user}{':***' if self.password else ''}@" if user or self.password else ""
         hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in self.hosts)
-        hidden = {"password", "sentinel_password", "secret", "aws_secret_access_key", "token"}
-        query = "&".join(f"{k}={'***' if k in hidden else v}" for k, v in self.options.items())
+        hidden = re.compile("pass|secret|token|key", re.IGNORECASE)
+        query = "&".join(f"{k}={'***' if hidden.search(k) else v}" for k, v in self.options.items())
         slashes = "//" if self.hosts or login or self.path.startswith("/") else ""
         return f"{self.scheme}:{slashes}{login}{hosts}{self.path}{'?' + query if query else ''}"
 
@@ -130,7 +131,7 @@ def embedded_path(address: Address) -> Path:
     path = Path(name) if name else Path(FOLDER) / "qnb.db"
     path = Path.cwd() / path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(0o700 if path.parent.name == FOLDER else 0o777, parents=True, exist_ok=True)
         if path.parent.name == FOLDER and not (path.parent / ".gitignore").exists():
             (path.parent / ".gitignore").write_text("*\n")
     except OSError as error:
@@ -147,7 +148,7 @@ def absolute_url(url: str) -> str:
     if address.scheme != "sqlite":
         return url
     query = url.partition("?")[2]
-    return f"sqlite:///{embedded_path(address)}" + (f"?{query}" if query else "")
+    return f"sqlite:///{quote(str(embedded_path(address)))}" + (f"?{query}" if query else "")
 
 
 def cpu_count() -> int:
@@ -170,10 +171,10 @@ def read_key_file(name: str | Path) -> bytes:
     path = Path(name)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(f"the key file {path} can be read by others: chmod 600 {path}")
-    key = path.read_text().strip()
+    key = _as_text(path.read_bytes().strip())
     if len(key) < 16:
         raise ConfigurationError(f"the key file {path} is empty or cut short: remove it, and a new one is made")
-    return key.encode()
+    return key
 
 
 def _make_key(path: Path) -> None:
@@ -191,11 +192,16 @@ def _make_key(path: Path) -> None:
         draft.unlink()
 
 
+def _as_text(key: bytes) -> bytes:
+    """Bytes that an environment variable can hold, since that is how local workers get the key."""
+    return key if key.isascii() and key.decode("ascii").isprintable() else key.hex().encode()
+
+
 def load_key(given: str | bytes | None = None) -> bytes:
     """The signing key: the argument, else QNB_KEY, else a per-user file made on first use (mode 0600)."""
     given = given or os.environ.get("QNB_KEY")
     if given:
-        key = given.encode() if isinstance(given, str) else given
+        key = given.encode() if isinstance(given, str) else _as_text(given)
         if len(key) < 16:
             raise ConfigurationError("the key is shorter than 16 characters: `qnb key` prints a good one")
         return key
@@ -212,9 +218,14 @@ def load_key(given: str | bytes | None = None) -> bytes:
     ) from refused
 
 
+# What a task has no business with, and its children still less.
+_PRIVATE = ("QNB_KEY", "QNB_BROKER", "QNB_BACKEND")
+
+
 def lane_environment() -> dict[str, str]:
     """A lane's environment. glibc is told to keep the memory of large values: half of their cost is getting it anew."""
-    return {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456", **os.environ}
+    keep = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+    return {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456", **keep}
 
 
 def child_environment(**extra: str) -> dict[str, str]:

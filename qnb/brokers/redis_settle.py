@@ -157,6 +157,7 @@ class RedisSettle:
         # Retries are rare, and none may be acked before it is confirmed to be back in its queue: its own round trip.
         if turn.publish:
             self._publish(turn.publish)
+            turn.publish = []  # a turn that fails later is tried again as a whole
         if not (turn.store or turn.post or turn.ack):
             return []
         if _is_small(turn) and consumer.surely_holds(turn.ack):

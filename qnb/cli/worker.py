@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import signal
 import sys
@@ -16,11 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add_broker(parser)
     parser.add_argument("--backend", help="backend URL; else QNB_BACKEND, else the broker's own partner")
     parser.add_argument("--queues", default=DEFAULT_QUEUE, help="queues to serve, with commas")
-    parser.add_argument("--concurrency", type=int, help="calls at a time; default: the number of cores")
+    parser.add_argument("--concurrency", type=_lanes, help="calls at a time; default: the number of cores")
     parser.add_argument("--pool", choices=("process", "thread"), default="process", help="where calls run")
     parser.add_argument("--name", help="the worker's name; default: host-pid")
     parser.add_argument("--linger", type=float, help="end after so many seconds without work and without a session")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def _lanes(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give 1 or more")
+    return int(text)
 
 
 def run(name: str, options: argparse.Namespace) -> int:
@@ -42,8 +49,9 @@ def run(name: str, options: argparse.Namespace) -> int:
         options.linger,
     )
     worker = Worker(broker, backend, key, chosen)
+    signals = itertools.count()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
+        signal.signal(number, lambda *_: worker.stop(cold=next(signals) > 0))
     worker.start()
     print(
         f"qnb worker {chosen.name}: {chosen.concurrency} lanes on {broker.url}, queues {', '.join(chosen.queues)}",

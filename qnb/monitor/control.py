@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb.brokers.base import Bus, Presence
 from qnb.codec.signing import NOTE, Signer, decode
+from qnb.errors import BadMessage
 from qnb.message import Command, Note, Reply
 
 if TYPE_CHECKING:
@@ -104,10 +105,14 @@ class Control:
         return self.ask("revoke", {"tasks": tasks, "terminate": terminate}, to, timeout)
 
     def revoke_spans(
-        self, spans: Sequence[tuple[str, int, int]], terminate: bool = False, timeout: float = 1.0
+        self,
+        spans: Sequence[tuple[str, int, int]],
+        terminate: bool = False,
+        to: Sequence[str] | None = None,
+        timeout: float = 1.0,
     ) -> dict[str, Any]:
         """The same for (run, first, count) spans."""
-        return self.ask("revoke", {"spans": list(spans), "terminate": terminate}, None, timeout)
+        return self.ask("revoke", {"spans": list(spans), "terminate": terminate}, to, timeout)
 
     def shutdown(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
         """Finish what runs and end."""
@@ -122,13 +127,22 @@ class Control:
         return self.ask("pool_shrink", {"n": n}, to, timeout)
 
 
+def read_info(info: bytes) -> dict[str, Any] | None:
+    """What a peer says of itself. It is not signed, so that anything may stand there: None when it is no table."""
+    try:
+        return decode(info, dict) if info else {}
+    except BadMessage:
+        return None
+
+
 class Workers:
     """The workers that were present when asked: a sequence of dicts, and a table."""
 
     def __init__(self, peers: Sequence[Presence]) -> None:
         self._rows = [
-            {"worker": peer.peer.removeprefix(WORKER_PREFIX), **(decode(peer.info, dict) if peer.info else {})}
+            {"worker": peer.peer.removeprefix(WORKER_PREFIX), **info}
             for peer in peers
+            if (info := read_info(peer.info)) is not None
         ]
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import logging
 import operator
 import re
 import time
@@ -13,7 +14,7 @@ from functools import partial
 from threading import Condition
 from typing import TYPE_CHECKING, Any, overload
 
-from qnb.message import CANCELLED, DONE, FAILED, QUEUED, RUNNING, STATES, Function, Outcomes, Progress
+from qnb.message import CANCELLED, DONE, FAILED, LOST, QUEUED, RUNNING, STATES, Function, Outcomes, Progress
 from qnb.session.columns import Columns
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qnb.session.session import Session
+
+log = logging.getLogger(__name__)
 
 _RATE_SECONDS = 5.0
 _NOT_OVER = re.compile(b"[%s]+" % re.escape(bytes(range(DONE))))
@@ -184,8 +187,8 @@ class Batch:
         return self.data.states.count(CANCELLED) - before
 
     def retry(self) -> Batch:
-        """A new Batch of the calls that failed, were lost or cancelled, with the same arguments."""
-        return self.session.repeat(self, [i for i, state in enumerate(self.data.states) if state > DONE])
+        """A new Batch of the calls that failed or were lost, with the same arguments."""
+        return self.session.repeat(self, [i for i, state in enumerate(self.data.states) if state in (FAILED, LOST)])
 
     # What has become of them ---------------------------------------------------------------------------------
 
@@ -374,7 +377,10 @@ class Batch:
         with self._condition:
             self._condition.notify_all()
         for listener in list(self._listeners):
-            listener()
+            try:
+                listener()
+            except Exception:  # a view's fault, or a loop that is closed: outcomes go on
+                log.exception("a listener of batch %s", self.run)
 
     def _update(self, future: Future, index: int) -> None:
         """Bring one future up to what the columns say."""

@@ -60,6 +60,7 @@ class Collector:
         self._count = threading.Lock()
         self._work = threading.Event()
         self._dozing = False
+        self._reading = 0  # the thread that holds `_reader`
         self._sweep_after = SWEEP_SECONDS
         self._backlog: deque[Note] = deque()
         self._last_note = self._last_sweep = self._last_direct = time.monotonic()
@@ -108,7 +109,15 @@ class Collector:
                 left = READ_SECONDS if deadline is None else min(READ_SECONDS, deadline - time.monotonic())
                 if left <= 0:
                     return False
-                if self._reader.acquire(blocking=False):
+                if self._reading == threading.get_ident():  # in a callback of this thread's own reading
+                    if send is not None and first:
+                        first = False
+                        self._backlog.extend(send(left))
+                        self._take_all()
+                    elif not done():
+                        self._pump(left)
+                elif self._reader.acquire(blocking=False):
+                    self._reading = threading.get_ident()
                     try:
                         if send is not None and first:
                             first = False
@@ -117,6 +126,7 @@ class Collector:
                         elif not done():
                             self._pump(left)
                     finally:
+                        self._reading = 0
                         self._reader.release()
                 else:
                     if send is not None and first:
@@ -158,11 +168,14 @@ class Collector:
 
     def _read(self) -> None:
         with self._reader:
+            self._reading = threading.get_ident()
             try:
                 self._pump(READ_SECONDS)
             except QnbError as error:
                 log.warning("cannot read outcomes, trying on: %s", error)
-                self._work.wait(0.5)
+                time.sleep(0.5)
+            finally:
+                self._reading = 0
 
     def _pump(self, timeout: float) -> None:
         """Read once and take in what came. Only the holder of `_reader` does."""
@@ -185,8 +198,10 @@ class Collector:
             self._sweep_after = SWEEP_SECONDS
         while backlog:
             # Popped only when done with: a Ctrl-C in between leads to a second look, not to a loss.
-            self._take(backlog[0])
-            backlog.popleft()
+            note = backlog[0]
+            self._take(note)
+            if backlog and backlog[0] is note:  # a callback that waited may have taken it in already
+                backlog.popleft()
 
     def _take(self, note: Note) -> None:
         try:
@@ -212,6 +227,10 @@ class Collector:
                     tell(event)
         except MessageError as error:
             log.warning("a note is refused: %s", error)
+        except QnbError:
+            raise
+        except Exception:  # one note that cannot be taken in must not stop all others
+            log.exception("a note of kind %s", note.kind)
 
     def _absorb(self, outcomes: Outcomes) -> None:
         sink = self.sinks.get(outcomes.run)

@@ -63,8 +63,8 @@ def make_frame(batch: Batch, expand: bool = False) -> pd.DataFrame:
     for index in {*data.failures, *data.errors}:
         errors[index] = data.error_text(index)
     columns["error"] = pd.Series(errors, dtype=object, index=pd.RangeIndex(count, name="call"))
-    names = np.array([*(name or None for name in data.worker_names)], dtype=object)
-    columns["worker"] = names[np.frombuffer(data.workers, dtype="uint16")]
+    workers = np.array(data.workers, dtype="uint16")  # before their names, of which there may be more by then
+    columns["worker"] = np.array([name or None for name in data.worker_names], dtype=object)[workers]
     columns["attempts"] = np.frombuffer(bytes(data.attempts), dtype="uint8").astype("int64")
     for name, times in (("queued_at", queued), ("started_at", started), ("finished_at", finished)):
         columns[name] = _utc(times)

@@ -6,6 +6,7 @@ import concurrent.futures
 from collections.abc import Generator
 from concurrent.futures import CancelledError
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb import message
@@ -117,21 +118,22 @@ class Future(concurrent.futures.Future[Any]):
 
     def _start(self, code: int) -> None:
         self._code = code
-        with self._condition:
-            pending = self._state == "PENDING"
-        if pending:
-            self.set_running_or_notify_cancel()
+        with self._condition:  # held throughout: another thread may be ending it
+            if self._state == "PENDING":
+                self.set_running_or_notify_cancel()
 
     def _end_done(self, value: Any) -> None:
         self._code = message.DONE
         if self._state not in _OVER:
-            self.set_result(value)
+            with suppress(concurrent.futures.InvalidStateError):  # another thread was first
+                self.set_result(value)
 
     def _end_failed(self, code: int, error: BaseException, traceback: str) -> None:
         self._code = code
         self._remote_traceback = traceback
         if self._state not in _OVER:
-            self.set_exception(error)
+            with suppress(concurrent.futures.InvalidStateError):  # another thread was first
+                self.set_exception(error)
 
     def _end_cancelled(self, cause: BaseException | None = None) -> None:
         with self._condition:

@@ -68,7 +68,7 @@ class ThreadWorkers:
         """Finish what runs; what is not over after `timeout` is left to itself."""
         self._worker.stop()
         if not self._worker.stopped.wait(timeout):
-            self._worker.stop()
+            self._worker.stop(cold=True)
 
 
 def _log_file() -> IO[bytes] | None:

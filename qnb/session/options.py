@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from qnb.errors import ConfigurationError, Unsupported
 from qnb.message import Options
+
+
+def _whole(name: str, value: Any) -> int:
+    """A plain int of any whole number, numpy's too; on the wire there are no others."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ConfigurationError(f"{name}={value!r}: give a whole number")
+    return operator.index(value)
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    """A plain float of any number."""
+    if value is None and name not in ("backoff", "delay"):
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise ConfigurationError(f"{name}={value!r}: give a number of seconds")
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,10 @@ class TaskOptions:
     max_deliveries: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("retries", "priority", "max_deliveries"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("backoff", "delay", "timeout", "soft_timeout", "expires"):
+            object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         for name in ("timeout", "soft_timeout", "expires"):
             value = getattr(self, name)
             if value is not None and not value > 0:

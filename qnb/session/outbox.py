@@ -111,14 +111,14 @@ class Outbox:
                 self.flush()
                 flushes = self._flushes
                 if session.publisher.unsent:
-                    self._alarm.wait(0.5)
+                    time.sleep(0.5)
                     session.publisher.retry()
                 if beats and time.monotonic() - beaten > BEAT_SECONDS:
                     beaten = time.monotonic()
                     session.inbox.beat()
             except QnbError as error:
                 log.warning("session %s: %s", session.name, error)
-                self._alarm.wait(0.5)
+                time.sleep(0.5)
             # Awake while there are submits, so that a submit need not wake it: that would cost more than sending.
             self._dozing = time.monotonic() - used > AWAKE_SECONDS
             if not self._dozing:
@@ -149,7 +149,7 @@ class Outbox:
                 self._send_calls(batch, 0, tried, 1)
                 sizes.wait(batch, self._session.wait_for)
             self._send_calls(batch, tried, len(batch), chunksize)
-        except QnbError as error:  # an argument that cannot travel
+        except BaseException as error:  # an argument that cannot travel, or Ctrl-C: nobody gets the batch to wait for
             self._session.collector.settled(batch, batch.fail(0, len(batch), error))
             raise
 

@@ -68,7 +68,7 @@ class Publisher:
         for frame in frames:
             try:
                 pairs.append((self._envelope(frame, queue, delay), frame))
-            except (BrokerError, StorageFull, Unsupported) as error:
+            except (BrokerError, StorageFull, Unsupported, TypeError, ValueError, OverflowError) as error:
                 self._failed(frame, error)
         return pairs
 

@@ -105,8 +105,10 @@ class Session(concurrent.futures.Executor):
         if embedded:
             self.inbox.beat()  # local workers look for sessions, and end when there are none
         self._local_count = count
+        # A function and no partial, whose repr would show the key.
+        self._start_workers = lambda: local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
         if count:
-            self._workers = local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
+            self._workers = self._start_workers()
         self.outbox = Outbox(self, beats=embedded)
         global _current
         _current = weakref.ref(self)
@@ -125,6 +127,12 @@ class Session(concurrent.futures.Executor):
     def local_workers(self) -> int:
         """How many local workers this session has started."""
         return self._local_count if self._workers is not None else 0
+
+    def revive_workers(self) -> None:
+        """Start local workers anew when they have died."""
+        if self._workers is not None and not self._workers.alive and not self.closed:
+            log.warning("the local workers of session %s have died; starting others", self.name)
+            self._workers = self._start_workers()
 
     @property
     def backend_url(self) -> str:
@@ -155,8 +163,9 @@ class Session(concurrent.futures.Executor):
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
         stream = self.outbox.stream(self._shipper.ship(function), options)
-        future, waiting = stream.add(dumps((args, kwargs)))
+        call = dumps((args, kwargs))
         self.collector.expect(stream, 1)
+        future, waiting = stream.add(call)
         self.outbox.added(waiting)
         return future
 
@@ -182,7 +191,7 @@ class Session(concurrent.futures.Executor):
             raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
         return self._launch(fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
 
-    def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], **fixed: Any) -> Batch:
+    def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
         """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
         names = tuple(grid)
         rows = list(itertools.product(*(list(values) for values in grid.values())))
@@ -258,6 +267,8 @@ class Session(concurrent.futures.Executor):
 
     def wait_for(self, done: Callable[[], bool], condition: threading.Condition, timeout: float | None) -> bool:
         """Wait until `done()`, reading outcomes meanwhile; False when it is not after `timeout` seconds."""
+        if self.closed and not done():
+            raise QnbError("this session is closed: what was not over then goes on without it")
         return self.collector.wait(done, condition, timeout, self.outbox.flush_and_receive)
 
     def learn(self, function: bytes, seconds: float, calls: int) -> None:
@@ -271,7 +282,10 @@ class Session(concurrent.futures.Executor):
         self.flush()
         # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
         self.backend.revoke_many(spans)
-        replies = self.control.revoke_spans(spans, terminate=terminate)
+        asked = [peer.peer.removeprefix("w.") for peer in self.bus.peers("w.")]
+        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
+        if len(replies) < len(asked):
+            return  # one that does not answer may be running them: its own outcome tells
         running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
         for run, first, count in spans:
             sink: Any = self.collector.sinks.get(run)

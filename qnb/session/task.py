@@ -63,6 +63,6 @@ class Task:
         """Run it on workers for each tuple of arguments."""
         return self.session.starmap(self, tuples)
 
-    def sweep(self, /, grid: Mapping[str, Iterable[Any]], **fixed: Any) -> Batch:
+    def sweep(self, grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
         """Run it on workers for every combination of the grid's values."""
         return self.session.sweep(self, grid, **fixed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from qnb.codec.signing import decode
 from qnb.errors import BadSignature
+from qnb.monitor.control import read_info
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -24,10 +24,11 @@ class Watch:
     def look(self) -> None:
         """Nothing has been heard for a while: say why, where that can be seen."""
         session = self._session
-        peers = [decode(peer.info, dict) if peer.info else {} for peer in session.bus.peers("w.")]
+        session.revive_workers()
+        peers = [info for peer in session.bus.peers("w.") if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
-        keys = {info.get("key_id") for info in peers}
-        if peers and session.signer.key_id not in keys:
+        keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
+        if keys and session.signer.key_id not in keys:
             error = BadSignature(
                 f"the workers on {session.broker_url} have key {', '.join(sorted(map(str, keys)))}, this session has "
                 f"{session.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"

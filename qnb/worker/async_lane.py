@@ -74,9 +74,7 @@ async def _call(runner: Runner, work: Work, index: int, function: Any, call: Any
     try:
         args, kwargs = loads(call) if pickled else call
         record.values.append(await _limited(function(*args, **kwargs), work))
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # its own CancelledError too: nobody else cancels a call
         record.fail(index, error)
     record.ends.append(time())
     record.report(rest=None)

@@ -156,7 +156,7 @@ class Commands:
             return []
         events, self._events = self._events[-_EVENTS_A_TURN:], []
         now, seal = time.monotonic(), self._worker.signer.pack
-        self._watchers = {peer: until for peer, until in self._watchers.items() if until > now}
+        self._watchers = {peer: until for peer, until in list(self._watchers.items()) if until > now}
         bodies = [seal(NOTE, event) for event in events] if self._watchers else []
         return [Note(peer, "event", body) for peer in self._watchers for body in bodies]
 

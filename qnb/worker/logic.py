@@ -77,6 +77,17 @@ class WorkerLogic:
             actions.append(Spawn(is_async=True))
         return actions + self.deal()
 
+    def refuse(self, frame: Frame, error: QnbError) -> list[Action]:
+        """The outcome of calls that can never be run here or elsewhere."""
+        count = frame.count
+        self.counts["failed"] += count
+        failures = dict.fromkeys(range(count), own_failure(error))
+        outcomes = Outcomes(
+            frame.run, frame.first, count, bytes([FAILED]) * count, b"", b"",
+            self.worker, frame.sent_at, frame.attempt, failures,
+        )  # fmt: skip
+        return [Conclude(outcomes, frame.reply_to)]
+
     def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:
         options, run = held.frame.options, held.frame.run
         if options.expires is not None and now >= options.expires:
@@ -265,7 +276,7 @@ class WorkerLogic:
         once = replace(
             frame, first=index, count=1, args=slice_calls(frame.args, start, start + 1), attempt=frame.attempt + 1
         )
-        delay = min(BACKOFF_MAX, options.backoff * 2 ** (frame.attempt - 1))
+        delay = min(BACKOFF_MAX, options.backoff * 2.0 ** min(frame.attempt - 1, 30))
         delay *= 0.5 + 0.5 * _jitter(frame.run, index, frame.attempt)
         progress = Progress(frame.run, [index], RETRYING, self.worker, now, frame.attempt + 1)
         tell = Tell(progress, frame.reply_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import selectors
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
 AWAKE_SECONDS = 2.0
 STAY_SECONDS = 0.001
+STILLBORN_LANES = 5
 WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
 
 
@@ -68,6 +70,8 @@ class Worker:
         self._unwatched: set[int] = set()  # numbers of lanes that the selector does not know now
         self._events: dict[int, int] = {}
         self._staying: Lane | None = None
+        self._settling_here = False  # the receiving thread settles a turn
+        self._stillborn = 0  # lanes in a row that died before they had told anything
         self._bell, self._poke = socket.socketpair()
         self._bell.setblocking(False)
         self._poke.setblocking(False)
@@ -98,10 +102,9 @@ class Worker:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Warm: finish what runs, give back the rest, end. Called again: cold, what runs is killed and given back."""
-        if self._closing:
-            self.cold = True
+    def stop(self, cold: bool = False) -> None:
+        """Warm: finish what runs, give back the rest, end. Cold: what runs is killed and given back."""
+        self.cold = self.cold or cold
         self._closing = True
         self._ring()
         self.consumer.wake()
@@ -119,9 +122,12 @@ class Worker:
         except BaseException:
             log.exception("worker %s stops: a fault of its own", self.options.name)
             self.failed = self.cold = self._closing = True
-            self._kill_all()
-            self.stopped.set()
-            self._ring()
+            try:
+                with self._lock:
+                    self._kill_all()
+            finally:
+                self.stopped.set()
+                self._ring()
 
     # Receive -------------------------------------------------------------------------------------------------
 
@@ -150,10 +156,16 @@ class Worker:
     def _take(self, delivery: Delivery, alone: bool) -> Lane | None:
         """Give a delivery to the logic. A lane that was given its only, short call is unwatched, and returned."""
         try:
-            frame = self._open(delivery)
+            sealed = self.signer.unpack(FRAME, delivery.body, Frame)
         except MessageError as error:
             log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
             self._do([act.Reject(delivery, str(error))])
+            return None
+        try:
+            frame = self._open(sealed)
+        except MessageError as error:  # its sender is known, and is told
+            log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
+            self._do([*self.logic.refuse(sealed, error), act.Reject(delivery, str(error))])
             return None
         stored: Sequence[Stored] = ()
         if delivery.deliveries > 1:
@@ -189,10 +201,14 @@ class Worker:
             self._hear(lane.number)
             taken = list(self._actions)
             self._actions.clear()
-        self.settling.turn(taken)
+            self._settling_here = True
+        try:
+            self.settling.turn(taken)
+        finally:
+            self._settling_here = False
 
-    def _open(self, delivery: Delivery) -> Frame:
-        frame = self.signer.unpack(FRAME, delivery.body, Frame)
+    def _open(self, frame: Frame) -> Frame:
+        """With what it left behind in the blob store."""
         function = frame.function
         if function.code is None:
             code = self._blob(function.hash.hex(), CODE)
@@ -207,7 +223,10 @@ class Worker:
         sealed = self.backend.get_blob(key)
         if sealed is None:
             raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
-        return self.signer.unseal(purpose, sealed)
+        content = self.signer.unseal(purpose, sealed)
+        if not hashlib.sha256(content).hexdigest().startswith(key):
+            raise MessageError(f"the blob {key} has another content than its name says: refused")
+        return content
 
     # Settle --------------------------------------------------------------------------------------------------
 
@@ -228,6 +247,9 @@ class Worker:
                     else:
                         self._hear(key.data)
                 if busy:
+                    for number in [n for n, lane in self.lanes.items() if lane.ended()]:
+                        self._hear(number)
+                        self._bury(number)
                     marks = self._marks()
                     self._do(self.logic.tick(marks, time.time()), here=True)
                 if self._closing:
@@ -239,7 +261,8 @@ class Worker:
                 taken = list(self._actions)
                 self._actions.clear()
             self.settling.turn(taken)
-            if self._closing and (self.logic.idle or self.cold) and not self._actions:
+            settled = not self._actions and not self._settling_here
+            if self._closing and (self.logic.idle or self.cold) and settled:
                 self._close()
                 return
 
@@ -254,11 +277,26 @@ class Worker:
                 self._last_work = time.monotonic()
                 self._do(self.logic.reported(number, report, time.time()), here=True)
         except LaneDied as death:
-            self._unwatch(lane)
-            del self.lanes[number]
-            if not self._closing or not self.cold:
-                log.warning("lane %d (pid %d) of worker %s: %s", number, lane.pid, self.options.name, death)
-            self._do(self.logic.lane_down(number, str(death), lane.mark(), time.time()), here=True)
+            self._lose(lane, str(death))
+
+    def _bury(self, number: int) -> None:
+        """A lane whose process has ended, while a child of it keeps the channel open."""
+        lane = self.lanes.get(number)
+        if lane is not None:
+            self._lose(lane, lane.bury())
+
+    def _lose(self, lane: Lane, reason: str) -> None:
+        self._unwatch(lane)
+        del self.lanes[lane.number]
+        if not self._closing or not self.cold:
+            log.warning("lane %d (pid %d) of worker %s: %s", lane.number, lane.pid, self.options.name, reason)
+        mark = lane.mark()
+        self._stillborn = 0 if mark[0] else self._stillborn + 1
+        if self._stillborn > STILLBORN_LANES * self.logic.concurrency:
+            log.error("worker %s ends: its lanes die before their first call: %s", self.options.name, reason)
+            self.failed = True
+            self.stop()
+        self._do(self.logic.lane_down(lane.number, reason, mark, time.time()), here=True)
 
     def _marks(self) -> dict[int, tuple[int, int, float]]:
         return {number: lane.mark() for number, lane in self.lanes.items()}

@@ -66,6 +66,12 @@ class Lane(Protocol):
     def kill(self) -> None:
         """End it at once; receive() then raises LaneDied."""
 
+    def ended(self) -> bool:
+        """Whether its process has ended, even if a child of it keeps the channel open."""
+
+    def bury(self) -> str:
+        """Free what is left of one that has ended; says how it ended."""
+
     def close(self) -> None:
         """It is idle: let it go."""
 
@@ -90,6 +96,7 @@ class ProcessLane:
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
                 env=lane_environment(),
+                start_new_session=True,  # so that kill() reaches what its calls have started, too
             )
             self._page = Page(file.fileno())
         self.pid = self._process.pid
@@ -151,11 +158,18 @@ class ProcessLane:
             return reports
         raise LaneDied(self._reason())
 
+    def bury(self) -> str:
+        return self._reason()
+
     def mark(self) -> tuple[int, int, float]:
         return self._page.read()
 
     def kill(self) -> None:
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         self._sock.close()
@@ -167,6 +181,8 @@ class ProcessLane:
             self._process.wait()
 
     def _reason(self) -> str:
+        if self._process.poll() is None:
+            self.kill()  # it closed its end and goes on: nobody could hear of it any more
         code = self._process.wait()
         self._sock.close()
         os.close(self._life)
@@ -237,6 +253,12 @@ class ThreadLane:
 
     def mark(self) -> tuple[int, int, float]:
         return self._mark
+
+    def ended(self) -> bool:
+        return False
+
+    def bury(self) -> str:
+        return "it is a thread"
 
     def kill(self) -> None:
         self._dead = True
