@@ -214,7 +214,11 @@ table.sort(streams, function(a, b) if a[2] == b[2] then return a[3] < b[3] else 
 for _, s in ipairs(streams) do
   if left <= 0 then break end
   local reply = redis.pcall('XREADGROUP', 'GROUP', 'qnb', args.me, 'COUNT', left, 'STREAMS', stream(s[1], s[2]), '>')
-  if reply and reply.err then return reply end
+  if reply and reply.err then
+    -- A level without a group yet, mostly. What has been taken is handed out first: it is on lease now.
+    if #got > 0 then break end
+    return reply
+  end
   if reply then
     local entries = reply[1][2]
     left = left - #entries

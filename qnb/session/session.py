@@ -105,8 +105,11 @@ class Session(concurrent.futures.Executor):
         if embedded:
             self.inbox.beat()  # local workers look for sessions, and end when there are none
         self._local_count = count
-        # A function and no partial, whose repr would show the key.
-        self._start_workers = lambda: local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
+
+        def start_workers() -> Any:  # no partial: its repr would show the key
+            return local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
+
+        self._start_workers = start_workers
         if count:
             self._workers = self._start_workers()
         self.outbox = Outbox(self, beats=embedded)

@@ -56,6 +56,18 @@ def test_low_levels_are_served_too(levels: Place) -> None:
     assert bodies(got) == [b"x", b"0", b"1", b"2"]
 
 
+def test_what_was_taken_with_a_level_that_is_new_is_handed_out(levels: Place) -> None:
+    """All of it at once: on Redis, one claim over both levels found the second without a group."""
+    broker = levels.broker()
+    consumer = levels.consumer(broker)
+    broker.publish_many(messages(b"first", priority=9))
+    consumer.ack_many(take(consumer, 1))
+    broker.publish_many([*(Envelope("q", b"9%d" % i, priority=9) for i in range(3)), Envelope("q", b"5", priority=5)])
+    begun = time.monotonic()
+    assert bodies(take(consumer, 4, limit=8)) == [b"90", b"91", b"92", b"5"]
+    assert time.monotonic() - begun < LEASE
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_levels_never_give_more_than_the_limit(levels: Place, limit: int) -> None:
     broker = levels.broker()
