@@ -46,7 +46,8 @@ def test_killed_lane(url: str, open_session: OpenSession, workers: Workers, log:
         i for i, pid, _ in log.marks("S") if pid == victim and (i, pid) not in {(a, b) for a, b, _ in log.marks("E")}
     ]
     restarted = [started for i, pid, started in log.marks("S") if i in again and pid != victim]
-    assert restarted and restarted[0] - at < 1.0
+    assert restarted
+    assert restarted[0] - at < LEASE  # its death was seen, and not only its silence
 
 
 def test_killed_worker(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
@@ -155,7 +156,7 @@ def test_poison_is_capped(url: str, open_session: OpenSession, workers: Workers)
     batch = session.map(poison, range(8), chunksize=8)
     assert batch.wait(30)
     assert batch.counts == {"done": 7, "lost": 1}
-    with pytest.raises(qnb.TaskLost, match="signal 9 .SIGKILL., 3 times"):
+    with pytest.raises(qnb.TaskLost, match=r"signal 9 \(SIGKILL\), 3 times"):
         batch[3].result()
     end = time.monotonic() + 10
     while not (letters := session.broker.dead_letters(session.queue)) and time.monotonic() < end:
