@@ -33,7 +33,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Store sealed outcomes and tell them to `reply_to`."""
+    """Store sealed outcomes and tell them to `reply_to`; if `doubtful`, only of calls that have none yet."""
 
     run: str
     first: int
@@ -41,6 +41,7 @@ class Keep:
     states: bytes
     data: bytes
     reply_to: str
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class WorkerLogic:
         if frame.dead:
             return [Reject(delivery, frame.dead)]
         spans = gaps(frame.first, frame.count, stored)
-        held = Held(frame, delivery, sum(count for _, count in spans))
+        held = Held(frame, delivery, sum(count for _, count in spans), doubtful=delivery.deliveries > 1)
         if not held.left:
             return [Ack(delivery)]
         self.held[id(held)] = held
@@ -241,7 +241,7 @@ class WorkerLogic:
             failed = states.count(FAILED)
             self.counts["failed"] += failed
             self.counts["done"] += count - failed
-            actions.append(Keep(held.frame.run, first, count, states, data, held.frame.reply_to))
+            actions.append(Keep(held.frame.run, first, count, states, data, held.frame.reply_to, held.doubtful))
             actions += self._account(held, count)
             if lane.is_async:
                 given.open.difference_update(range(first, first + count))

@@ -378,9 +378,12 @@ class Worker:
                     self.inbox.beat(encode(worker_info(self)))
                     self._linger(now)
                 if now - extended >= lease / 3:
+                    lapsed = bool(extended) and now - extended > lease  # this process was stopped, or a server away
                     extended = now
                     with self._lock:
                         held = [item.delivery for item in self.logic.held.values()]
+                        for item in self.logic.held.values() if lapsed else ():
+                            item.doubtful = True
                     if held:
                         self.consumer.extend_many(held, lease)
                 for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):

@@ -39,8 +39,12 @@ class Settling:
         rest: list[act.Action] = []
         for action in taken:
             match action:
-                case act.Keep(run, first, count, states, data, reply_to):
-                    self._add_outcome(turn, Stored(run, first, count, data), reply_to)
+                case act.Keep(run, first, count, states, data, reply_to, doubtful):
+                    record = Stored(run, first, count, data)
+                    if doubtful:
+                        self._persist(partial(self._add_new, turn, record, reply_to))
+                    else:
+                        self._add_outcome(turn, record, reply_to)
                     self._worker.commands.ended(run, first, count, states)
                 case act.Conclude(outcomes, reply_to):
                     data = self._signer.pack(OUTCOMES, outcomes)
@@ -58,6 +62,25 @@ class Settling:
                     rest.append(action)
         turn.post += self._worker.commands.events()
         self._persist(lambda: self._settle_all(turn, rest))
+
+    def _add_new(self, turn: Turn, record: Stored, reply_to: str) -> None:
+        """Two workers may cut a frame's calls differently, and a backend refuses an equal start only."""
+        for part in self._without_outcome(record):
+            self._add_outcome(turn, part, reply_to)
+
+    def _without_outcome(self, record: Stored) -> list[Stored]:
+        """The record, cut to calls that no stored record is about."""
+        spans = [(s.first, s.count) for s in self._backend.fetch_many(record.run, [(record.first, record.count)])]
+        parts = gaps(record.first, record.count, spans)
+        if parts == [(record.first, record.count)]:
+            return [record]
+        outcomes = self._signer.unpack(OUTCOMES, record.data, Outcomes)
+        found = []
+        for first, count in parts:
+            start = first - record.first
+            part = slice_outcomes(outcomes, start, start + count)
+            found.append(Stored(record.run, first, count, self._signer.pack(OUTCOMES, part)))
+        return found
 
     def _add_frame(self, turn: Turn, frame: Frame, queue: str, delay: float) -> None:
         frame = lighten(frame, self._broker.features.limits.message_bytes, self._put)
@@ -107,16 +130,8 @@ class Settling:
     def _mend(self, refused: Sequence[Stored]) -> None:
         """Another worker has stored outcomes for the first of these calls: keep what it has none for."""
         for record in refused:
-            outcomes: Outcomes | None = None
-            spans = [(s.first, s.count) for s in self._backend.fetch_many(record.run, [(record.first, record.count)])]
-            for first, count in gaps(record.first, record.count, spans):
-                if outcomes is None:
-                    outcomes = self._signer.unpack(OUTCOMES, record.data, Outcomes)
-                start = first - record.first
-                part = slice_outcomes(outcomes, start, start + count)
-                self._mend(
-                    self._backend.store_many([Stored(record.run, first, count, self._signer.pack(OUTCOMES, part))])
-                )
+            if parts := self._without_outcome(record):
+                self._mend(self._backend.store_many(parts))
 
     def _persist(self, settle: Callable[[], None]) -> None:
         """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""

@@ -11,13 +11,17 @@ from qnb.message import Frame
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A frame on a lease. `left` counts calls that are not accounted for."""
+    """A frame on a lease. `left` counts calls that are not accounted for.
+
+    `doubtful`: another worker has or had it too, so that some of its calls may get their outcome elsewhere.
+    """
 
     frame: Frame
     delivery: Delivery
     left: int
     begun: bool = False
     lost: str | None = None
+    doubtful: bool = False
 
 
 @dataclass(slots=True, eq=False)
