@@ -6,7 +6,7 @@ import atexit
 import concurrent.futures
 import itertools
 import logging
-import secrets
+import os
 import threading
 import warnings
 import weakref
@@ -22,7 +22,6 @@ from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer
 from qnb.errors import ConfigurationError, QnbError
 from qnb.message import DEFAULT_QUEUE, Frame, split_task_id
-from qnb.session import local
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
 from qnb.session.future import Future
@@ -81,7 +80,7 @@ class Session(concurrent.futures.Executor):
         self.closed = self._shut = False
         self.queue = queue
         self.on_interrupt = on_interrupt
-        self.id = secrets.token_hex(5)
+        self.id = os.urandom(5).hex()
         self.name = name or self.id
         self.peer = SESSION_PREFIX + self.id
         self.signer = Signer(secret)
@@ -107,6 +106,8 @@ class Session(concurrent.futures.Executor):
         self._local_count = count
 
         def start_workers() -> Any:  # no partial: its repr would show the key
+            from qnb.session import local  # and with it subprocess, which most sessions never need
+
             return local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
 
         self._start_workers = start_workers

@@ -321,7 +321,7 @@ def _other_python() -> str | None:
     named = os.environ.get("QNB_OTHER_PYTHON")
     for name in [named] if named else [f"python3.{minor}" for minor in range(11, 15) if minor != sys.version_info[1]]:
         path = shutil.which(str(name))
-        probe = "import msgspec, cloudpickle, tblib, sys; print(sys.version_info[1])"
+        probe = "import msgspec, cloudpickle, sys; print(sys.version_info[1])"
         if path is not None:
             done = subprocess.run([path, "-c", probe], capture_output=True, text=True, check=False)
             if done.returncode == 0 and int(done.stdout) != sys.version_info[1]:
@@ -332,7 +332,7 @@ def _other_python() -> str | None:
 def test_a_worker_of_another_python(services: Services, tmp_path: Path) -> None:
     python = _other_python()
     if python is None:
-        pytest.skip("no other Python with msgspec, cloudpickle and tblib here; QNB_OTHER_PYTHON can name one")
+        pytest.skip("no other Python with msgspec and cloudpickle here; QNB_OTHER_PYTHON can name one")
     place = new_place("sqlite", services)
     with qnb.Session(place, workers=0) as session:
         worker = subprocess.Popen(

@@ -108,7 +108,7 @@ def test_where_libraries_are_imported(module: str) -> None:
             assert room in ("qnb.brokers", "qnb.backends"), f"{module}: {top} is imported in its adapter alone"
         if top in DISPLAY:
             assert room == "qnb.notebook", f"{module}: {top} is imported in notebook/ alone"
-        if top in ("pickle", "cloudpickle", "tblib"):
+        if top in ("pickle", "cloudpickle"):
             assert room == "qnb.codec", f"{module}: {top} is imported in codec/ alone"
 
 
