@@ -79,14 +79,7 @@ class WorkerLogic:
 
     def refuse(self, frame: Frame, error: QnbError) -> list[Action]:
         """The outcome of calls that can never be run here or elsewhere."""
-        count = frame.count
-        self.counts["failed"] += count
-        failures = dict.fromkeys(range(count), own_failure(error))
-        outcomes = Outcomes(
-            frame.run, frame.first, count, bytes([FAILED]) * count, b"", b"",
-            self.worker, frame.sent_at, frame.attempt, failures,
-        )  # fmt: skip
-        return [Conclude(outcomes, frame.reply_to)]
+        return [self._verdict(frame, frame.first, frame.count, FAILED, error)]
 
     def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:
         options, run = held.frame.options, held.frame.run
@@ -285,13 +278,7 @@ class WorkerLogic:
     def _conclude(self, held: Held, first: int, count: int, state: int, error: QnbError | None) -> list[Action]:
         """An outcome that the worker itself gives; a lost call goes to the dead letters too."""
         frame = held.frame
-        failures = dict.fromkeys(range(count), own_failure(error)) if error is not None else {}
-        outcomes = Outcomes(
-            frame.run, first, count, bytes([state]) * count, b"", b"",
-            self.worker, frame.sent_at, frame.attempt, failures,
-        )  # fmt: skip
-        self.counts[{FAILED: "failed", CANCELLED: "cancelled", LOST: "lost"}[state]] += count
-        actions: list[Action] = [Conclude(outcomes, frame.reply_to)]
+        actions: list[Action] = [self._verdict(frame, first, count, state, error)]
         if state == LOST:
             if held.left == count == frame.count:
                 held.lost = str(error)
@@ -301,6 +288,16 @@ class WorkerLogic:
                 dead = replace(frame, first=first, count=count, args=args, dead=str(error))
                 actions.append(Publish(dead, held.delivery.queue))
         return actions + self._account(held, count)
+
+    def _verdict(self, frame: Frame, first: int, count: int, state: int, error: QnbError | None) -> Conclude:
+        """One and the same outcome for these calls, counted."""
+        self.counts[{FAILED: "failed", CANCELLED: "cancelled", LOST: "lost"}[state]] += count
+        failures = dict.fromkeys(range(count), own_failure(error)) if error is not None else {}
+        outcomes = Outcomes(
+            frame.run, first, count, bytes([state]) * count, b"", b"",
+            self.worker, frame.sent_at, frame.attempt, failures,
+        )  # fmt: skip
+        return Conclude(outcomes, frame.reply_to)
 
     def _account(self, held: Held, count: int) -> list[Action]:
         held.left -= count
