@@ -8,18 +8,23 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from qnb.brokers.base import Turn
 from qnb.codec.claims import lighten
+from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, encode
-from qnb.errors import QnbError
-from qnb.message import Envelope, Frame, Note, Outcomes, Stored
+from qnb.errors import PayloadTooLarge, QnbError
+from qnb.message import FAILED, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
 
 log = logging.getLogger(__name__)
+
+OUTCOME_BYTES = 500 * 1024 * 1024  # a value in Redis may have 512 MiB
 
 
 class Settling:
@@ -91,6 +96,8 @@ class Settling:
         self._backend.put_blob(key, self._signer.seal(purpose, body))
 
     def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
+        if len(stored.data) > OUTCOME_BYTES:
+            stored = self._too_large(stored)
         turn.store.append(stored)
         if not reply_to:
             return
@@ -100,6 +107,15 @@ class Settling:
             turn.post.append(Note(reply_to, "stored", self._signer.seal(NOTE, where)))
         else:
             turn.post.append(Note(reply_to, "outcomes", stored.data))
+
+    def _too_large(self, stored: Stored) -> Stored:
+        """The failure that stands for results which no backend would take: they would be refused for ever."""
+        size = f"{len(stored.data):,} bytes, and at most {OUTCOME_BYTES:,} can be stored"
+        error = PayloadTooLarge(f"the result has {size}: write it to a file or a bucket, and return its name")
+        outcomes = self._signer.unpack(OUTCOMES, stored.data, Outcomes)
+        failures = dict.fromkeys(range(stored.count), own_failure(error))
+        failed = replace(outcomes, states=bytes([FAILED]) * stored.count, values=b"", failures=failures)
+        return Stored(stored.run, stored.first, stored.count, self._signer.pack(OUTCOMES, failed))
 
     def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
         if turn:

@@ -102,3 +102,12 @@ def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_lane_has_no_key_in_its_environment(session: qnb.Session) -> None:
     names = session.submit(lambda: sorted(os.environ)).result(SECONDS)
     assert not {"QNB_KEY", "QNB_BROKER", "QNB_BACKEND"} & set(names)
+
+
+def test_a_result_no_backend_takes_fails_and_blocks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qnb.worker.settling.OUTCOME_BYTES", 2000)
+    with qnb.Session("memory:", workers=1, key="a key for the hard cases") as session:
+        large = session.submit(bytes, 5000)
+        assert session.submit(abs, -1).result(SECONDS) == 1
+        with pytest.raises(qnb.PayloadTooLarge, match="at most 2,000"):
+            large.result(SECONDS)
