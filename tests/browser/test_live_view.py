@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -122,7 +123,17 @@ def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open) -> None:
         assert notebook.page.locator(".jp-OutputArea-output").last.inner_text().strip() == "True True"
 
 
-def test_a_kernel_that_dies_is_told_of(write: Open) -> None:
-    with write("batch = FakeBatch(3000).play(300)\nbatch", "os.kill(os.getpid(), 9)") as notebook:
+def test_a_kernel_that_dies_is_told_of(write: Open, tmp_path: Path) -> None:
+    # Killed once the view has been seen: one that was never drawn has nothing to say.
+    flag = tmp_path / "die"
+    die = f"""import pathlib, threading
+def wait_and_die():
+    while not pathlib.Path({str(flag)!r}).exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), 9)
+threading.Thread(target=wait_and_die, daemon=True).start()"""
+    with write("batch = FakeBatch(3000).play(300)\nbatch", die) as notebook:
         notebook.start()
+        notebook.page.get_by_text(re.compile(r"\d+ of 3,000")).first.wait_for(timeout=30_000)
+        flag.touch()
         notebook.page.get_by_text("No news from the kernel").wait_for(timeout=30_000)
