@@ -11,6 +11,8 @@ import msgspec
 
 WIRE_VERSION = 1
 DEFAULT_QUEUE = "qnb"
+# How the peers of a Bus are told apart.
+WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
 
 # States as they are shown, and one byte each as they travel. The order is that of a task's life.
 STATES = ("pending", "queued", "running", "retrying", "done", "failed", "cancelled", "lost")

@@ -16,7 +16,6 @@ from typing import Any
 from qnb.errors import CannotPickle, CannotUnpickle
 
 _BY_VALUE = {b"__main__"}
-loads_unchecked = pickle.loads
 
 
 def ship_module(module: Any) -> None:

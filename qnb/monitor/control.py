@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qnb.brokers.base import Bus, Presence
 from qnb.codec.signing import NOTE, Signer, decode
 from qnb.errors import BadMessage
-from qnb.message import Command, Note, Reply
+from qnb.message import WORKER_PREFIX, Command, Note, Reply
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORKER_PREFIX = "w."
 _numbers = itertools.count()
 
 

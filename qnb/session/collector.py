@@ -86,10 +86,6 @@ class Collector:
         if sink.over:
             self.sinks.pop(sink.run, None)
 
-    def wake(self) -> None:
-        """There is reason to read."""
-        self._work.set()
-
     def wait(
         self,
         done: Callable[[], bool],

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Inbox, QueueSpec
@@ -18,13 +17,6 @@ from qnb.message import Envelope, Frame, Note
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-
-
-class Sink(Protocol):
-    """The run whose calls a frame carries."""
-
-    def sent(self, first: int, count: int, at: float) -> None: ...
-    def fail(self, first: int, count: int, error: BaseException) -> int: ...
 
 
 class Publisher:

@@ -21,7 +21,7 @@ from qnb.codec.outcomes import gaps
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer
 from qnb.errors import ConfigurationError, QnbError
-from qnb.message import DEFAULT_QUEUE, Frame, split_task_id
+from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, split_task_id
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
 from qnb.session.future import Future
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SESSION_PREFIX = "s."
 _current: weakref.ref[Session] | None = None
 
 
@@ -286,7 +285,7 @@ class Session(concurrent.futures.Executor):
         self.flush()
         # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
         self.backend.revoke_many(spans)
-        asked = [peer.peer.removeprefix("w.") for peer in self.bus.peers("w.")]
+        asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
         replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
         if len(replies) < len(asked):
             return  # one that does not answer may be running them: its own outcome tells
@@ -317,7 +316,7 @@ class Session(concurrent.futures.Executor):
         """The workers that are there now; `.df` is a DataFrame of them."""
         from qnb.monitor.control import Workers
 
-        peers: Sequence[Presence] = self.bus.peers("w.")
+        peers: Sequence[Presence] = self.bus.peers(WORKER_PREFIX)
         return Workers(peers)
 
     # The end -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from qnb.errors import BadSignature
+from qnb.message import WORKER_PREFIX
 from qnb.monitor.control import read_info
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Watch:
         """Nothing has been heard for a while: say why, where that can be seen."""
         session = self._session
         session.revive_workers()
-        peers = [info for peer in session.bus.peers("w.") if (info := read_info(peer.info)) is not None]
+        peers = [info for peer in session.bus.peers(WORKER_PREFIX) if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
         keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
         if keys and session.signer.key_id not in keys:

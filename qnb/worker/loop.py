@@ -21,7 +21,7 @@ from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
 from qnb.codec.payloads import count_calls
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError
-from qnb.message import DEFAULT_QUEUE, Command, Frame, Note, Stored
+from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
 from qnb.worker.logic import WorkerLogic
@@ -35,7 +35,6 @@ TICK_SECONDS = 0.05
 AWAKE_SECONDS = 2.0
 STAY_SECONDS = 0.001
 STILLBORN_LANES = 5
-WORKER_PREFIX, SESSION_PREFIX = "w.", "s."
 
 
 @dataclass(frozen=True, slots=True)
