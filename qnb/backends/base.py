@@ -19,6 +19,7 @@ class Backend(Protocol):
 
     scheme: ClassVar[str]
     durable: ClassVar[bool]  # False: what it keeps does not outlive this process
+    blobs: ClassVar[bool] = True  # False: no blob store, so that a message has to hold all that belongs to it
     url: str  # without password
 
     def __init__(self, url: str) -> None: ...

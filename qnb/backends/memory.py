@@ -40,6 +40,11 @@ class _Outcomes:
         self.widest = max(self.widest, record.count)
         return True
 
+    def remove(self, record: Stored) -> None:
+        if self.records.get(record.first) is record:
+            del self.records[record.first]
+            del self.firsts[bisect_left(self.firsts, record.first)]
+
     def touching(self, first: int, count: int) -> Iterator[Stored]:
         for position in range(bisect_left(self.firsts, first - self.widest + 1), len(self.firsts)):
             record = self.records[self.firsts[position]]
@@ -61,6 +66,14 @@ class _Space:
         self.revoked: dict[tuple[str, int, int], float] = {}
         self.swept_at = time.monotonic()
 
+    def forget(self, record: Stored) -> None:
+        """Drop one record."""
+        kept = self.outcomes.get(record.run)
+        if kept is not None:
+            kept.remove(record)
+            if not kept.records:
+                del self.outcomes[record.run]
+
     def sweep(self, now: float) -> None:
         """Drop what has expired, at most once a minute."""
         if now - self.swept_at < _SWEEP_SECONDS:
@@ -81,6 +94,7 @@ class MemoryBackend:
 
     scheme: ClassVar[str] = "memory"
     durable: ClassVar[bool] = False
+    blobs: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         address = parse_url(url)

@@ -40,6 +40,7 @@ class RedisBackend:
 
     scheme: ClassVar[str] = "redis"
     durable: ClassVar[bool] = True
+    blobs: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         address = parse_url(url)

@@ -26,6 +26,7 @@ class SqlBackend:
 
     scheme: ClassVar[str] = "sqlite"
     durable: ClassVar[bool] = True
+    blobs: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         self._address = parse_url(url)

@@ -79,6 +79,12 @@ class Consumer(Protocol):
     def extend_many(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         """The leases now last `seconds` from now."""
 
+    def take_from(self, queues: Sequence[str]) -> None:
+        """Take from these queues from now on, instead of those before; from none at all, too.
+
+        What was handed out is still settled here. A receive_many that waits goes on with the new queues.
+        """
+
     def wake(self) -> None:
         """Make a receive_many that waits in another thread return at once."""
 

@@ -252,6 +252,12 @@ class MemoryConsumer:
                 message.queue.held += 1
                 message.queue.postpone(message, now + seconds)
 
+    def take_from(self, queues: Sequence[str]) -> None:
+        with self._space.lock:
+            self._pass_on()
+            self._names = list(dict.fromkeys(queues))
+        self.gate.open()
+
     def wake(self) -> None:
         self._woken = True
         self.gate.open()

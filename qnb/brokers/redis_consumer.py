@@ -45,6 +45,8 @@ class RedisConsumer:
     def __init__(self, client: Client, queues: Sequence[str], prefetch: int, options: ConsumerOptions) -> None:
         self.lease = options.lease
         self._client, self._queues, self._prefetch, self._options = client, list(queues), prefetch, options
+        self._asked: Sequence[str] | None = None  # queues to take from, from the next look on
+        self._served = list(queues)
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_key = f"{options.base}wake:{self._name}".encode()
         self._line = Line(client, self._rest, self._nudge)
@@ -65,14 +67,33 @@ class RedisConsumer:
         deadline = time.monotonic() + timeout
         with self._receiving:
             while True:
+                if self._asked is not None:
+                    self._change()
                 room = min(limit, self._prefetch - len(self._unsettled))
                 asked = time.monotonic()
-                got = self._take(room, deadline, asked) if room > 0 else self._await_room(deadline)
+                if not self._queues:
+                    got = self._await_queues(deadline)
+                else:
+                    got = self._take(room, deadline, asked) if room > 0 else self._await_room(deadline)
                 if got:
                     return self._hand_out(got, limit, asked)
                 if self._closed or self._woken or time.monotonic() >= deadline:
                     self._woken = False
                     return []
+
+    def _change(self) -> None:
+        queues, self._asked = self._asked, None
+        self._queues = list(queues or ())
+        self._served += [queue for queue in self._queues if queue not in self._served]
+        self._levels.clear()
+        self._streams.clear()
+        self._look_at = 0.0
+
+    def _await_queues(self, deadline: float) -> list[Delivery]:
+        with self._changed:
+            if not (self._woken or self._closed or self._asked is not None):
+                self._changed.wait(max(0.0, deadline - time.monotonic()))
+        return []
 
     def _take(self, room: int, deadline: float, now: float) -> list[Delivery]:
         if now >= self._look_at or not self._line.connected:
@@ -205,6 +226,13 @@ class RedisConsumer:
             if not (self._woken or self._closed):
                 self._changed.wait(seconds)
 
+    def take_from(self, queues: Sequence[str]) -> None:
+        self._asked = list(dict.fromkeys(queues))
+        with self._changed:
+            self._changed.notify_all()
+        if self._receiving.locked():
+            self._nudge()
+
     def wake(self) -> None:
         self._woken = True
         with self._changed:
@@ -298,7 +326,7 @@ class RedisConsumer:
         left = self._receiving.acquire(timeout=5.0)
         try:
             self.release_many([delivery for delivery, _ in list(self._unsettled.values())])
-            self._client.one(*script(LEAVE, self._options.base, {"me": self._name, "queues": self._queues}))
+            self._client.one(*script(LEAVE, self._options.base, {"me": self._name, "queues": self._served}))
         except BrokerError:
             pass  # the server is away: what is unsettled comes back when its lease ends
         finally:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from qnb.brokers.base import Delivery
-from qnb.brokers.bell import Bells, topic_of
+from qnb.brokers.bell import Bell, Bells, topic_of
 from qnb.brokers.sqlite_file import Database
 from qnb.brokers.sqlite_queue import QueueTables, Row
 from qnb.errors import BrokerUnavailable
@@ -27,26 +27,47 @@ class SqliteConsumer:
         self._database = database
         self._bells = bells
         self._tables = tables
-        self._queues = queues
         self._prefetch = prefetch
-        self._topics = [topic_of("queue", queue) for queue in queues]
-        self._bell = bells.hang(self._topics)
+        self._bell = self._listen(queues)
         self._lock = threading.Lock()
         self._held: dict[int, Delivery] = {}
         self._seen: tuple[int, int] | None = None  # the version of the file in which nothing was ready
         self._next_due = _NEVER
         self._likely = False  # that there is more, as after a full claim
-        self._peek_statement = tables.peek_statement(len(queues))
         self._promote_at = 0.0
         self._full = False
         self._woken = False
+        self._asked: Sequence[str] | None = None  # queues to take from, from the next look on
         self.closed = False
+
+    def _listen(self, queues: Sequence[str]) -> Bell:
+        self._queues = list(queues)
+        self._peek_statement = self._tables.peek_statement(len(queues)) if queues else ""
+        self._topics = [topic_of("queue", queue) for queue in queues]
+        return self._bells.hang(self._topics)
+
+    def _change(self, armed: bool) -> None:
+        """In the receiving thread: take from other queues."""
+        queues, self._asked = self._asked, None
+        if armed and self._bell.disarm():
+            self._pass_on()
+        old, self._bell = self._bell, self._listen(queues or ())
+        old.close()
+        self._seen, self._likely = None, False
+
+    def _pass_on(self) -> None:
+        """Rung, and gone before it looked: someone else's turn."""
+        for topic in self._topics:
+            self._bells.ring(topic)
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Delivery]:
         end = time.monotonic() + timeout
         looks, armed = 0, False
         try:
             while not self.closed:
+                if self._asked is not None:
+                    self._change(armed)
+                    armed = False
                 room = min(limit, self._room())
                 taken = self._take(room) if room > 0 else []
                 now = time.monotonic()
@@ -71,8 +92,7 @@ class SqliteConsumer:
         finally:
             self._woken = False
             if armed and self._bell.disarm():
-                for topic in self._topics:  # rung, and gone before it looked: someone else's turn
-                    self._bells.ring(topic)
+                self._pass_on()
 
     def _room(self) -> int:
         with self._lock:
@@ -89,7 +109,7 @@ class SqliteConsumer:
             return min((held.token[0] for held in self._held.values()), default=_NEVER)
 
     def _take(self, room: int) -> list[Delivery]:
-        if not self._likely and not self._peek():
+        if not self._queues or (not self._likely and not self._peek()):
             return []
         rows, until = self._claim(room)
         self._likely = len(rows) == room
@@ -170,6 +190,10 @@ class SqliteConsumer:
         if deliveries:
             with self._database.transaction as connection:
                 self._tables.extend(connection, deliveries, seconds)
+
+    def take_from(self, queues: Sequence[str]) -> None:
+        self._asked = list(dict.fromkeys(queues))
+        self._bell.wake()
 
     def wake(self) -> None:
         self._woken = True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Inbox, QueueSpec
-from qnb.codec.claims import lighten
+from qnb.codec.claims import halves, lighten
 from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.message import Envelope, Frame, Note
@@ -57,9 +57,16 @@ class Publisher:
             self.broker.declare(QueueSpec(queue))
             self._queues.add(queue)
         pairs = []
-        for frame in frames:
+        left = list(reversed(frames))
+        while left:
+            frame = left.pop()
             try:
                 pairs.append((self._envelope(frame, queue, delay), frame))
+            except PayloadTooLarge as error:  # with no blob store to put it into: smaller messages may do
+                if frame.count > 1 and len(frame.args) > len(frame.function.code or b""):
+                    left += reversed(halves(frame))
+                else:
+                    self._failed(frame, error)
             except (BrokerError, StorageFull, Unsupported, TypeError, ValueError, OverflowError) as error:
                 self._failed(frame, error)
         return pairs
@@ -109,7 +116,8 @@ class Publisher:
             self._unsent += pairs
 
     def _envelope(self, frame: Frame, queue: str, delay: float) -> Envelope:
-        frame = lighten(frame, self.broker.features.limits.message_bytes, self._put)
+        put = self._put if self.backend.blobs else None
+        frame = lighten(frame, self.broker.features.limits.message_bytes, put)
         body = self.signer.pack(FRAME, frame)
         return Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
 

@@ -88,7 +88,8 @@ class Settling:
         return found
 
     def _add_frame(self, turn: Turn, frame: Frame, queue: str, delay: float) -> None:
-        frame = lighten(frame, self._broker.features.limits.message_bytes, self._put)
+        put = self._put if self._backend.blobs else None
+        frame = lighten(frame, self._broker.features.limits.message_bytes, put)
         body = self._signer.pack(FRAME, frame)
         turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
 
@@ -96,23 +97,31 @@ class Settling:
         self._backend.put_blob(key, self._signer.seal(purpose, body))
 
     def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
-        if len(stored.data) > OUTCOME_BYTES:
-            stored = self._too_large(stored)
+        limit = self._broker.features.limits.message_bytes
+        most = OUTCOME_BYTES if self._backend.blobs or limit is None else limit
+        if len(stored.data) > most:
+            outcomes = self._signer.unpack(OUTCOMES, stored.data, Outcomes)
+            if outcomes.count > 1:
+                middle = outcomes.count // 2
+                for start, stop in ((0, middle), (middle, outcomes.count)):
+                    part = slice_outcomes(outcomes, start, stop)
+                    data = self._signer.pack(OUTCOMES, part)
+                    self._add_outcome(turn, Stored(part.run, part.first, part.count, data), reply_to)
+                return
+            stored = self._too_large(stored, outcomes, most)
         turn.store.append(stored)
         if not reply_to:
             return
-        limit = self._broker.features.limits.message_bytes
         if limit is not None and len(stored.data) > limit:
             where = encode((stored.run, stored.first, stored.count))
             turn.post.append(Note(reply_to, "stored", self._signer.seal(NOTE, where)))
         else:
             turn.post.append(Note(reply_to, "outcomes", stored.data))
 
-    def _too_large(self, stored: Stored) -> Stored:
-        """The failure that stands for results which no backend would take: they would be refused for ever."""
-        size = f"{len(stored.data):,} bytes, and at most {OUTCOME_BYTES:,} can be stored"
+    def _too_large(self, stored: Stored, outcomes: Outcomes, most: int) -> Stored:
+        """The failure that stands for a result which no backend would take: it would be refused for ever."""
+        size = f"{len(stored.data):,} bytes, and {self._backend.url} takes {most:,} at most"
         error = PayloadTooLarge(f"the result has {size}: write it to a file or a bucket, and return its name")
-        outcomes = self._signer.unpack(OUTCOMES, stored.data, Outcomes)
         failures = dict.fromkeys(range(stored.count), own_failure(error))
         failed = replace(outcomes, states=bytes([FAILED]) * stored.count, values=b"", failures=failures)
         return Stored(stored.run, stored.first, stored.count, self._signer.pack(OUTCOMES, failed))

@@ -18,19 +18,14 @@ from qnb.message import Envelope, Note
 from qnb.registry import open_backend, open_broker, partner_url
 from tests.services import Case, with_options
 
-# Short, so that tests that wait for its end are; long enough for a machine that is busy with something else.
-LEASE = 0.6
-# What a waiting consumer may take beyond the lease to get an abandoned message.
-SLACK = 0.5
-# A machine under load answers late; nothing is proved by how late.
-LATE = 3.0
-
 
 class Place:
     """Where a test works. Everything opened through it is closed at its end."""
 
     def __init__(self, url: str, case: Case) -> None:
         self.url, self.case = url, case
+        self.lease, self.slack, self.late = case.lease, case.slack, case.late
+        self.death = case.lease + case.slack if case.death is None else case.death
         self._opened = ExitStack()
 
     def broker(self, **options: object) -> Broker:

@@ -16,7 +16,7 @@ import pytest
 from qnb.brokers.base import PRESENCE_SECONDS, QueueSpec
 from qnb.errors import PayloadTooLarge, Unsupported
 from qnb.message import Note
-from tests.conformance.help import LATE, Later, Place, bodies, messages, read, take
+from tests.conformance.help import Later, Place, bodies, messages, read, take
 
 POSTER = """
 import sys
@@ -79,7 +79,7 @@ def test_receive_is_bounded_and_does_not_wait_to_fill_up(place: Place) -> None:
     broker.bus().post_many(notes_to("me", 25))
     begun = time.monotonic()
     got = [inbox.receive_many(10, 10.0) for _ in range(3)]
-    assert time.monotonic() - begun < LATE
+    assert time.monotonic() - begun < place.late
     assert [len(notes) for notes in got] == [10, 10, 5]
     assert [note for notes in got for note in notes] == notes_to("me", 25)
 
@@ -108,7 +108,7 @@ def test_wake_ends_a_receive_that_waits_and_loses_nothing(place: Place) -> None:
         waiting = Later(lambda: inbox.receive_many(1, 30.0))
         time.sleep(0.1)
         inbox.wake()
-        assert waiting.result(LATE) == []
+        assert waiting.result(place.late) == []
     inbox.wake()
     broker.bus().post_many(notes_to("me", 7))
     assert read(inbox, 7, limit=2) == notes_to("me", 7)
@@ -120,7 +120,7 @@ def test_close_ends_a_receive_that_waits(place: Place) -> None:
     time.sleep(0.1)
     inbox.close()
     inbox.close()
-    assert waiting.result(LATE) == []
+    assert waiting.result(place.late) == []
 
 
 def test_thousands_of_notes_from_several_threads_keep_their_order(place: Place) -> None:
@@ -213,7 +213,7 @@ def test_presence_ends_when_the_beats_do(place: Place) -> None:
     dying.beat()
     begun = time.monotonic()
     gone_after = None
-    while gone_after is None and time.monotonic() - begun < PRESENCE_SECONDS + LATE:
+    while gone_after is None and time.monotonic() - begun < PRESENCE_SECONDS + place.late:
         living.beat()
         peers = [presence.peer for presence in broker.bus().peers()]
         assert "living" in peers

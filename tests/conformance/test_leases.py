@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from qnb.brokers.base import DEFAULT_LEASE, Consumer, Delivery, QueueSpec
-from tests.conformance.help import LATE, LEASE, SLACK, Later, Place, bodies, messages, nothing, numbered, take
+from tests.conformance.help import Later, Place, bodies, messages, nothing, numbered, take
 from tests.services import with_options
 
 CONSUMER = """
@@ -30,21 +30,21 @@ def test_the_lease_is_known(place: Place) -> None:
         consumer = place.consumer(broker, queue)
         consumer.receive_many(1, 0)
         assert consumer.lease == lease
-    consumer = place.consumer(place.broker(lease=LEASE), "another")
+    consumer = place.consumer(place.broker(lease=place.lease), "another")
     consumer.receive_many(1, 0)
-    assert consumer.lease == LEASE
+    assert consumer.lease == place.lease
 
 
 def test_a_waiting_consumer_gets_what_another_let_expire(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(3))
     first, second = place.consumer(broker), place.consumer(broker)
     begun = time.monotonic()
     got = take(first, 3)
-    again = take(second, 3, within=LEASE + LATE)
+    again = take(second, 3, within=place.lease + place.late)
     seconds = time.monotonic() - begun
     assert sorted((d.body, d.deliveries) for d in again) == [(b"%d" % number, 2) for number in range(3)]
-    assert LEASE - 0.1 < seconds < LEASE + SLACK
+    assert place.lease - 0.1 < seconds < place.lease + place.slack
     assert len(got) == 3
 
 
@@ -59,42 +59,42 @@ def test_expiry_is_noticed_on_time_by_one_who_had_nothing_to_notice(place: Place
     assert len(take(first, 1)) == 1
     taken = time.monotonic()
     assert bodies(take(second, 1)) == [b"x"]
-    assert lease - 0.1 < time.monotonic() - taken < lease + SLACK
+    assert lease - 0.1 < time.monotonic() - taken < lease + place.slack
 
 
 def test_a_consumer_gets_back_what_it_let_expire_itself(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(messages(b"x"))
     consumer = place.consumer(broker)
     for deliveries in (1, 2, 3):
         [got] = take(consumer, 1)
         assert got.deliveries == deliveries
     consumer.ack_many([got])
-    assert nothing(consumer, LEASE + 0.2)
+    assert nothing(consumer, place.lease + 0.2)
 
 
 def test_not_before_the_lease_is_over(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(5))
     first, second = place.consumer(broker), place.consumer(broker)
     got = take(first, 5)
-    assert nothing(second, LEASE * 0.6)
+    assert nothing(second, place.lease * 0.6)
     first.ack_many(got)
-    assert nothing(second, LEASE)
+    assert nothing(second, place.lease)
 
 
 def test_an_extended_lease_lasts(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(2))
     first, second = place.consumer(broker), place.consumer(broker)
     got = take(first, 2)
     waiting = Later(lambda: take(second, 2, within=10))
     for _ in range(5):
-        time.sleep(LEASE / 3)
-        first.extend_many(got, LEASE)
+        time.sleep(place.lease / 3)
+        first.extend_many(got, place.lease)
     ended = time.monotonic()
     again = waiting.result()
-    assert time.monotonic() - ended > LEASE - 0.1
+    assert time.monotonic() - ended > place.lease - 0.1
     assert sorted((d.body, d.deliveries) for d in again) == [(b"0", 2), (b"1", 2)]
 
 
@@ -106,7 +106,7 @@ def test_a_lease_may_be_extended_beyond_its_first_length(place: Place) -> None:
     first.extend_many(got, 1.2)
     begun = time.monotonic()
     again = take(second, 1)
-    assert 1.1 < time.monotonic() - begun < 1.2 + LATE
+    assert 1.1 < time.monotonic() - begun < 1.2 + place.late
     assert [delivery.deliveries for delivery in again] == [2]
     first.ack_many(got)
     assert broker.depth("q") == 0
@@ -121,16 +121,16 @@ def test_an_extension_may_shorten(place: Place) -> None:
     first.extend_many(take(first, 1), 0.2)
     begun = time.monotonic()
     assert bodies(take(second, 1)) == [b"x"]
-    assert 0.1 < time.monotonic() - begun < LATE
+    assert 0.1 < time.monotonic() - begun < place.late
 
 
 def _overtaken(place: Place) -> tuple[Consumer, Consumer, list[Delivery], list[Delivery]]:
     """Two consumers; the first one's leases are over, and the second has the messages."""
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(2))
     first, second = place.consumer(broker), place.consumer(broker)
     late = take(first, 2)
-    got = take(second, 2, within=LEASE + LATE)
+    got = take(second, 2, within=place.lease + place.late)
     assert len(got) == 2
     second.extend_many(got, 30)
     return first, second, late, got
@@ -152,14 +152,14 @@ def test_late_settling_does_nothing(place: Place) -> None:
 
 
 def test_a_late_ack_of_its_own_earlier_delivery_does_nothing(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(messages(b"x"))
     consumer = place.consumer(broker)
     [early] = take(consumer, 1)
-    [late] = take(consumer, 1, within=LEASE + LATE)
+    [late] = take(consumer, 1, within=place.lease + place.late)
     consumer.ack_many([early])
     assert late.deliveries == 2
-    assert bodies(take(consumer, 1, within=LEASE + LATE)) == [b"x"]
+    assert bodies(take(consumer, 1, within=place.lease + place.late)) == [b"x"]
 
 
 def test_many_consumers_share_without_doubles(place: Place) -> None:
@@ -220,7 +220,7 @@ def test_close_releases_the_unsettled_at_once(place: Place) -> None:
     first.close()
     first.close()
     again = take(second, 3)
-    assert time.monotonic() - begun < LATE
+    assert time.monotonic() - begun < place.late
     assert sorted((d.body, d.deliveries) for d in again) == [(b"1", 1), (b"2", 1), (b"3", 1)]
 
 
@@ -230,7 +230,7 @@ def test_close_ends_a_receive_that_waits(place: Place) -> None:
     waiting = Later(lambda: consumer.receive_many(1, 30.0))
     time.sleep(0.2)
     consumer.close()
-    assert waiting.result(LATE) == []
+    assert waiting.result(place.late) == []
     broker.publish_many(messages(b"x"))
     assert bodies(take(place.consumer(broker), 1)) == [b"x"]
 
@@ -242,7 +242,7 @@ def test_wake_ends_a_receive_that_waits(place: Place) -> None:
         waiting = Later(lambda: consumer.receive_many(1, 30.0))
         time.sleep(0.1)
         consumer.wake()
-        assert waiting.result(LATE) == []
+        assert waiting.result(place.late) == []
     broker.publish_many(numbered(1))
     assert bodies(take(consumer, 1)) == [b"0"]
 
@@ -264,7 +264,7 @@ def test_wake_ends_a_wait_for_room(place: Place) -> None:
     waiting = Later(lambda: consumer.receive_many(1, 30.0))
     time.sleep(0.1)
     consumer.wake()
-    assert waiting.result(LATE) == []
+    assert waiting.result(place.late) == []
 
 
 def test_settling_from_another_thread_while_one_receives(place: Place) -> None:
@@ -292,17 +292,48 @@ def test_settling_from_another_thread_while_one_receives(place: Place) -> None:
 
 
 def test_a_killed_process_gives_back_what_it_held(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(3))
-    process = place.process(CONSUMER, with_options(place.url, lease=LEASE), "3")
+    process = place.process(CONSUMER, with_options(place.url, lease=place.lease), "3")
     assert process.stdout is not None
     assert process.stdout.readline() == "3\n"
     process.kill()
     process.wait()
     killed = time.monotonic()
     consumer = place.consumer(broker)
-    again = take(consumer, 3, within=LEASE + LATE)
+    again = take(consumer, 3, within=place.death + place.late)
     assert sorted((d.body, d.deliveries) for d in again) == [(b"%d" % number, 2) for number in range(3)]
-    assert time.monotonic() - killed < LEASE + SLACK
+    assert time.monotonic() - killed < place.death
     consumer.ack_many(again)
-    assert nothing(consumer, LEASE + 0.2)
+    assert nothing(consumer, place.lease + 0.2)
+
+
+def test_other_queues_from_now_on(place: Place) -> None:
+    broker = place.broker()
+    consumer = place.consumer(broker, "a")
+    broker.publish_many([*messages(b"1", queue="a"), *messages(b"2", queue="b")])
+    held = take(consumer, 1)
+    assert bodies(held) == [b"1"]
+    consumer.take_from(["b"])
+    assert [(d.queue, d.body) for d in take(consumer, 1)] == [("b", b"2")]
+    broker.publish_many([*messages(b"3", queue="a"), *messages(b"4", queue="b")])
+    assert [(d.queue, d.body) for d in take(consumer, 1)] == [("b", b"4")]
+    assert nothing(consumer)
+    consumer.ack_many(held)
+    consumer.take_from(["b", "a"])
+    assert [(d.queue, d.body) for d in take(consumer, 1)] == [("a", b"3")]
+
+
+def test_from_no_queue_and_again(place: Place) -> None:
+    """A consumer that waits is paused and resumed by another thread."""
+    broker = place.broker()
+    consumer = place.consumer(broker, "q")
+    assert nothing(consumer, 0)
+    waiting = Later(lambda: take(consumer, 1, within=30))
+    consumer.take_from([])
+    broker.publish_many(messages(b"x"))
+    other = place.consumer(place.broker(), "q")
+    assert bodies(take(other, 1)) == [b"x"], "nobody else holds it"
+    other.close()
+    consumer.take_from(["q"])
+    assert bodies(waiting.result(20)) == [b"x"]

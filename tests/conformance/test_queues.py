@@ -9,7 +9,7 @@ import pytest
 from qnb.brokers.base import QueueSpec
 from qnb.errors import PayloadTooLarge, PublishFailed
 from qnb.message import Envelope
-from tests.conformance.help import LATE, LEASE, Later, Place, bodies, messages, nothing, numbered, take
+from tests.conformance.help import Later, Place, bodies, messages, nothing, numbered, take
 
 
 def test_published_messages_arrive_in_order(place: Place) -> None:
@@ -59,7 +59,7 @@ def test_receive_does_not_wait_to_fill_up(place: Place) -> None:
     begun = time.monotonic()
     assert len(take(consumer, 1, limit=2)) == 1
     assert len(consumer.receive_many(1000, 10.0)) == 2
-    assert time.monotonic() - begun < LATE
+    assert time.monotonic() - begun < place.late
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3])
@@ -82,7 +82,7 @@ def test_a_waiting_consumer_is_told_at_once(place: Place) -> None:
 
 
 def test_acks_out_of_order(place: Place) -> None:
-    broker = place.broker(lease=LEASE)
+    broker = place.broker(lease=place.lease)
     broker.publish_many(numbered(6))
     consumer = place.consumer(broker)
     got = take(consumer, 6)
@@ -93,7 +93,7 @@ def test_acks_out_of_order(place: Place) -> None:
     rest = take(again, 3)
     assert sorted(bodies(rest)) == [b"2", b"3", b"5"]
     again.ack_many(rest)
-    assert nothing(again, LEASE + 0.3), "not after the lease either"
+    assert nothing(again, place.lease + 0.3), "not after the lease either"
 
 
 def test_release_gives_it_to_anyone_at_once_and_counts_for_nothing(place: Place) -> None:
@@ -105,7 +105,7 @@ def test_release_gives_it_to_anyone_at_once_and_counts_for_nothing(place: Place)
         begun = time.monotonic()
         first.release_many(got)
         got = take(second, 2)
-        assert time.monotonic() - begun < LATE
+        assert time.monotonic() - begun < place.late
         assert sorted((delivery.body, delivery.deliveries) for delivery in got) == [(b"0", 1), (b"1", 1)]
         second.release_many(got)
 
@@ -119,7 +119,7 @@ def test_release_with_delay(place: Place) -> None:
     consumer.release_many(got, 0.5)
     assert broker.depth("q") == 2
     again = take(consumer, 2)
-    assert 0.45 < time.monotonic() - begun < 0.5 + LATE
+    assert 0.45 < time.monotonic() - begun < 0.5 + place.late
     assert sorted((delivery.body, delivery.deliveries) for delivery in again) == [(b"0", 1), (b"1", 1)]
 
 

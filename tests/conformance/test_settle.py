@@ -9,7 +9,7 @@ import pytest
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Settle, Turn
 from qnb.message import Envelope, Note, Stored
-from tests.conformance.help import LATE, LEASE, Later, Place, bodies, messages, nothing, numbered, read, take
+from tests.conformance.help import Later, Place, bodies, messages, nothing, numbered, read, take
 
 
 class Pair:
@@ -19,6 +19,9 @@ class Pair:
         self.broker: Broker = place.broker(**options)
         self.backend: Backend = place.backend()
         settle = self.broker.partner(self.backend)
+        if self.backend.scheme == "rpc":
+            assert settle is None
+            pytest.skip(f"{place.case.label}: no backend lives on the same server")
         assert settle is not None
         self.settle: Settle = settle
 
@@ -99,11 +102,11 @@ def test_the_first_note_of_a_call_has_what_is_stored(pair: Pair, place: Place) -
 
 
 def test_a_late_ack_in_a_turn_does_nothing(place: Place) -> None:
-    pair = Pair(place, lease=LEASE)
+    pair = Pair(place, lease=place.lease)
     pair.broker.publish_many(messages(b"x"))
     first, second = place.consumer(pair.broker), place.consumer(pair.broker)
     late = take(first, 1)
-    got = take(second, 1, within=LEASE + LATE)
+    got = take(second, 1, within=place.lease + place.late)
     second.extend_many(got, 30)
     assert list(pair.settle(first, Turn(store=[Stored("run", 0, 1, b"x")], ack=late))) == []
     second.release_many(got)

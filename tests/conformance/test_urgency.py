@@ -9,7 +9,7 @@ import pytest
 from qnb.errors import Unsupported
 from qnb.features import Support
 from qnb.message import Envelope
-from tests.conformance.help import LATE, LEASE, Later, Place, bodies, messages, nothing, numbered, take
+from tests.conformance.help import Later, Place, bodies, messages, nothing, numbered, take
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_what_was_taken_with_a_level_that_is_new_is_handed_out(levels: Place) ->
     broker.publish_many([*(Envelope("q", b"9%d" % i, priority=9) for i in range(3)), Envelope("q", b"5", priority=5)])
     begun = time.monotonic()
     assert bodies(take(consumer, 4, limit=8)) == [b"90", b"91", b"92", b"5"]
-    assert time.monotonic() - begun < LEASE
+    assert time.monotonic() - begun < levels.lease
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -85,7 +85,7 @@ def test_levels_never_give_more_than_the_limit(levels: Place, limit: int) -> Non
 
 
 def test_priority_survives_release_and_expiry(levels: Place) -> None:
-    broker = levels.broker(lease=LEASE)
+    broker = levels.broker(lease=levels.lease)
     broker.publish_many([Envelope("q", b"low"), Envelope("q", b"high", priority=9)])
     first, second = levels.consumer(broker), levels.consumer(broker)
     first.release_many(take(first, 2), 0.1)
@@ -93,7 +93,7 @@ def test_priority_survives_release_and_expiry(levels: Place) -> None:
     assert bodies(take(first, 1, limit=1)) == [b"high"]
     low = take(second, 1)
     second.extend_many(low, 30)
-    high = take(second, 1, within=LEASE + LATE)
+    high = take(second, 1, within=levels.lease + levels.late)
     assert bodies(low + high) == [b"low", b"high"]
     second.ack_many(low + high)
     assert broker.depth("q") == 0

@@ -25,7 +25,8 @@ from qnb.codec import functions
 from qnb.codec.signing import FRAME, Signer
 from qnb.message import Envelope, Frame, Function
 from tests.contract.conftest import KEY, ROOT, Gate, new_place, run_python, until
-from tests.services import Services, free_port, with_options
+from tests.servers.base import free_port
+from tests.services import Services, with_options
 
 SECONDS = 20.0
 SECRET = "Sw0rdf!sh"

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.services import _die_with_parent
+from tests.servers.base import die_with_parent
 
 ROOT = Path(__file__).parents[3]
 WORKERS = 2
@@ -59,7 +59,7 @@ class System:
             self.workers.append(
                 subprocess.Popen(
                     self.command(processes), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True, preexec_fn=_die_with_parent,
+                    stderr=log, start_new_session=True, preexec_fn=die_with_parent,
                 )
             )  # fmt: skip
 

@@ -19,7 +19,9 @@ from qnb.brokers.redis_link import target_of
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from qnb.settings import parse_url
-from tests.services import RedisServer, Services, free_port, with_options
+from tests.servers.base import free_port
+from tests.servers.redis import RedisServer
+from tests.services import Services, with_options
 from tests.unit.redis.fake import FakeRedis, information
 
 
