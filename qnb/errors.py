@@ -26,6 +26,8 @@ QnbError
     ├── TaskLost                  its worker died too often; the reason is in the message
     ├── TaskExpired               not started before `expires`; also a CancelledError
     └── UnknownTask               nobody knows this id
+
+ResultsNotKept is a warning: results travel to the session that asked and are kept nowhere.
 """
 
 from __future__ import annotations
@@ -155,3 +157,7 @@ class UnknownTask(TaskError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class ResultsNotKept(UserWarning):
+    """Results travel to the session that asked, and are kept nowhere else."""

@@ -146,6 +146,9 @@ class Broker(Protocol):
     The constructor takes the URL, connects, and raises within 5 seconds when that fails: BrokerUnavailable with
     host, port and what to check, or AccessDenied. Options in the URL's query are the adapter's; all take
     `lease` (seconds) and `prefix` (put before every name on the server).
+
+    A broker may also have `stats() -> dict`: what it counts of its own work, such as the requests that a metered
+    service is paid by. Workers tell it in their `stats`.
     """
 
     scheme: ClassVar[str]

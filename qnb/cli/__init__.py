@@ -13,7 +13,7 @@ WELL, FAILED, USAGE, SILENT = 0, 1, 2, 69
 COMMANDS = {
     "worker": ("qnb.cli.worker", "run a worker"),
     "inspect": ("qnb.cli.control", "ask workers: ping stats active reserved scheduled revoked registered conf"),
-    "control": ("qnb.cli.control", "tell workers: revoke shutdown pool_grow pool_shrink"),
+    "control": ("qnb.cli.control", "tell workers: revoke shutdown pool_grow pause rate_limit and more"),
     "events": ("qnb.cli.events", "watch what happens, a line an event"),
     "queues": ("qnb.cli.queues", "list queues and what waits in them"),
     "purge": ("qnb.cli.queues", "drop what waits in a queue"),

@@ -60,6 +60,11 @@ class Control:
             del self._reader.replies[ticket]
         return {r.worker: r.value if r.error is None else {"error": r.error} for r in replies}
 
+    def tell(self, command: str, arguments: dict[str, Any]) -> None:
+        """Send a command to all workers, and wait for no answer."""
+        body = self._signer.pack(NOTE, Command(command, arguments, "", ""))
+        self._bus.post_many([Note(peer.peer, "command", body) for peer in self._bus.peers(WORKER_PREFIX)])
+
     # Inspect -------------------------------------------------------------------------------------------------
 
     def ping(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
@@ -124,6 +129,41 @@ class Control:
     def pool_shrink(self, n: int = 1, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
         """So many lanes fewer; those that are busy end after their call. At least one stays."""
         return self.ask("pool_shrink", {"n": n}, to, timeout)
+
+    def pause(self, queue: str, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Take nothing more from a queue until it is resumed; what was taken is finished."""
+        return self.ask("pause", {"queue": queue}, to, timeout)
+
+    def resume(self, queue: str, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Take from a paused queue again."""
+        return self.ask("resume", {"queue": queue}, to, timeout)
+
+    def add_consumer(self, queue: str, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Serve one queue more; it is made when it is not there."""
+        return self.ask("add_consumer", {"queue": queue}, to, timeout)
+
+    def cancel_consumer(self, queue: str, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
+        """Serve a queue no more; what was taken from it is finished."""
+        return self.ask("cancel_consumer", {"queue": queue}, to, timeout)
+
+    def rate_limit(
+        self, task: str, rate: str | float | None, to: Sequence[str] | None = None, timeout: float = 1.0
+    ) -> dict[str, Any]:
+        """Each worker starts at most so many calls of a function, named as `registered` shows it: "10/s", "600/m",
+        "5/h" or a number a second; "0" removes the limit."""
+        return self.ask("rate_limit", {"task": task, "rate": rate}, to, timeout)
+
+    def time_limit(
+        self,
+        task: str,
+        hard: float | None = None,
+        soft: float | None = None,
+        to: Sequence[str] | None = None,
+        timeout: float = 1.0,
+    ) -> dict[str, Any]:
+        """Seconds that a call of a function may run, in place of what it was submitted with. `hard` also holds for
+        calls that run, `soft` for those that start from now on; both None: as submitted."""
+        return self.ask("time_limit", {"task": task, "hard": hard, "soft": soft}, to, timeout)
 
 
 def read_info(info: bytes) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from qnb.backends.base import Backend
 from qnb.brokers.base import Inbox
 from qnb.codec.signing import NOTE, OUTCOMES, Signer, decode
 from qnb.errors import MessageError, QnbError
-from qnb.message import Event, Note, Outcomes, Progress, Reply
+from qnb.message import Event, Note, Outcomes, Progress, Reply, Stored
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,10 @@ class Collector:
     def _take(self, note: Note) -> None:
         try:
             if note.kind == "outcomes":
-                self._absorb(self.signer.unpack(OUTCOMES, note.body, Outcomes))
+                outcomes = self.signer.unpack(OUTCOMES, note.body, Outcomes)
+                if not self.backend.blobs:  # rpc: nobody else keeps them
+                    self.backend.store_many([Stored(outcomes.run, outcomes.first, outcomes.count, note.body)])
+                self._absorb(outcomes)
                 return
             body = self.signer.unseal(NOTE, note.body)
             if note.kind == "progress":

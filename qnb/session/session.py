@@ -20,7 +20,7 @@ from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.outcomes import gaps
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer
-from qnb.errors import ConfigurationError, QnbError
+from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, split_task_id
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
@@ -74,7 +74,10 @@ class Session(concurrent.futures.Executor):
             raise ConfigurationError(f"workers={workers}: give 0 or more")
         url = settings.absolute_url(settings.broker_url(broker))
         registry.find("broker", url)  # a misspelt scheme is told as such, before anything follows from it
-        backend_url = settings.absolute_url(settings.backend_url(backend) or registry.partner_url(url))
+        asked = settings.backend_url(backend)
+        backend_url = settings.absolute_url(asked or registry.partner_url(url))
+        if not asked and backend_url == "rpc:":
+            _warn_of_rpc(url)
         secret = settings.load_key(key)
         self.closed = self._shut = False
         self.queue = queue
@@ -100,7 +103,8 @@ class Session(concurrent.futures.Executor):
         self._workers: Any = None
         embedded = self.broker.scheme in ("sqlite", "memory")
         count = workers if workers is not None else settings.cpu_count() if embedded else 0
-        if embedded:
+        beats = embedded or count > 0
+        if beats:
             self.inbox.beat()  # local workers look for sessions, and end when there are none
         self._local_count = count
 
@@ -112,7 +116,7 @@ class Session(concurrent.futures.Executor):
         self._start_workers = start_workers
         if count:
             self._workers = self._start_workers()
-        self.outbox = Outbox(self, beats=embedded)
+        self.outbox = Outbox(self, beats=beats)
         global _current
         _current = weakref.ref(self)
         atexit.register(_close_at_exit, weakref.ref(self))
@@ -376,6 +380,19 @@ class Session(concurrent.futures.Executor):
 
 
 _DEFAULTS = TaskOptions()
+_warned_of_rpc = False
+
+
+def _warn_of_rpc(url: str) -> None:
+    global _warned_of_rpc
+    if not _warned_of_rpc:
+        _warned_of_rpc = True
+        warnings.warn(
+            f"results over {settings.redact(url)} travel to this session alone (rpc:) and do not outlive it: name a "
+            "backend to keep them, as in Session(broker, backend='sqlite:')",
+            ResultsNotKept,
+            stacklevel=3,
+        )
 
 
 def _close_at_exit(reference: weakref.ref[Session]) -> None:

@@ -26,6 +26,8 @@ class Watch:
         """Nothing has been heard for a while: say why, where that can be seen."""
         session = self._session
         session.revive_workers()
+        if not session.backend.blobs:
+            self._ask_again()
         peers = [info for peer in session.bus.peers(WORKER_PREFIX) if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
         keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
@@ -44,3 +46,11 @@ class Watch:
                 "%d calls wait, and no worker serves queue %r of %s%s: start one with `qnb worker URL`",
                 session.collector.pending, session.queue, session.broker_url, served,
             )  # fmt: skip
+
+    def _ask_again(self) -> None:
+        """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told."""
+        session = self._session
+        for sink in list(session.collector.sinks.values()):
+            spans = sink.missing()
+            if spans:
+                session.control.tell("outcomes", {"peer": session.peer, "run": sink.run, "spans": spans[:1000]})

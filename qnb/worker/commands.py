@@ -6,14 +6,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.signing import NOTE
 from qnb.message import CANCELLED, DONE, FAILED, STATES, Command, Event, Note, Progress, Reply, split_task_id
+from qnb.worker.limits import per_second
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
+    from qnb.worker.state import Piece
 
 _ACTIVE_LIMIT = 1000
 _EVENTS_A_TURN = 1000
@@ -53,6 +55,7 @@ class Commands:
             "uptime": time.time() - worker.started_at,
             "tasks": dict(worker.logic.counts),
             "held_frames": len(worker.logic.held),
+            "broker": getattr(worker.broker, "stats", dict)(),
             "lanes": [{"number": lane.number, "pid": lane.pid} for lane in list(worker.lanes.values())],
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -73,16 +76,20 @@ class Commands:
 
     def do_reserved(self) -> object:
         """Calls that wait here for a lane."""
+        return self._rows(list(self._worker.logic.waiting))
+
+    @staticmethod
+    def _rows(pieces: Sequence[Piece]) -> object:
         rows = [
             _row(piece.held.frame.run, index, piece.held.frame.function.name)
-            for piece in list(self._worker.logic.waiting)
+            for piece in pieces
             for index in range(piece.first, piece.first + min(piece.count, _ACTIVE_LIMIT))
         ]
         return rows[:_ACTIVE_LIMIT]
 
     def do_scheduled(self) -> object:
-        """Calls held for later: none, because delays are kept by the broker."""
-        return []
+        """Calls held back by a rate limit. Delays are kept by the broker, and are not here."""
+        return self._rows(list(self._worker.logic.slowed))
 
     def do_revoked(self) -> object:
         """What is never to be started here."""
@@ -98,7 +105,9 @@ class Commands:
         return {
             "broker": self._worker.broker.url,
             "backend": self._worker.backend.url,
-            "queues": list(options.queues),
+            "queues": self._worker.intake.serving,
+            "paused": self._worker.intake.paused,
+            "limits": self._worker.logic.limits.told(),
             "concurrency": self._worker.logic.concurrency,
             "pool": options.pool,
             "lease": self._worker.consumer.lease,
@@ -126,6 +135,38 @@ class Commands:
     def do_pool_shrink(self, n: int = 1) -> object:
         """Fewer lanes."""
         return {"concurrency": self._worker.resize(-n)}
+
+    def do_pause(self, queue: str) -> object:
+        """Take nothing more from a queue for now."""
+        return self._worker.intake.pause(queue)
+
+    def do_resume(self, queue: str) -> object:
+        """Take from it again."""
+        return self._worker.intake.resume(queue)
+
+    def do_add_consumer(self, queue: str) -> object:
+        """Serve one queue more."""
+        return self._worker.intake.add(queue)
+
+    def do_cancel_consumer(self, queue: str) -> object:
+        """Serve it no more."""
+        return self._worker.intake.cancel(queue)
+
+    def do_rate_limit(self, task: str, rate: str | float | None) -> object:
+        """So many calls of a function a second, here."""
+        self._worker.limit(lambda limits: limits.limit_rate(task, per_second(rate), time.time()))
+        return self._worker.logic.limits.told()
+
+    def do_time_limit(self, task: str, hard: float | None = None, soft: float | None = None) -> object:
+        """How long a call of a function may run, here."""
+        self._worker.limit(lambda limits: limits.limit_time(task, hard, soft))
+        return self._worker.logic.limits.told()
+
+    def do_outcomes(self, peer: str, run: str, spans: Any) -> object:
+        """Tell again what is remembered of a run; for results that are kept nowhere else."""
+        found = self._worker.backend.fetch_many(run, [tuple(span) for span in spans])
+        self._worker.bus.post_many([Note(peer, "outcomes", record.data) for record in found])
+        return len(found)
 
     def do_watch(self, peer: str, seconds: float = 10.0) -> object:
         """Tell events to a peer for so long."""
@@ -167,7 +208,8 @@ def worker_info(worker: Worker) -> dict[str, object]:
     return {
         "pid": os.getpid(),
         "host": os.uname().nodename,
-        "queues": list(worker.options.queues),
+        "queues": worker.intake.serving,
+        "paused": worker.intake.paused,
         "pool": worker.options.pool,
         "concurrency": logic.concurrency,
         "busy": sum(bool(lane.given) for lane in list(logic.lanes.values())),

@@ -15,6 +15,7 @@ from qnb.codec.payloads import slice_calls
 from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
 from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
 from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
+from qnb.worker.limits import Limits
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
 from qnb.worker.state import Given, Held, LaneState, Piece
 
@@ -26,6 +27,8 @@ MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is
 TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
 SHORT_SECONDS = 0.0002
+SLOWED_KEPT = 4  # pieces over their rate that stay here; further frames go back to the queue
+SLOWED_SECONDS = 60.0
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
@@ -43,7 +46,10 @@ class WorkerLogic:
         self.estimates: dict[bytes, float] = {}
         self.names: dict[bytes, str] = {}
         self.revoked: dict[str, list[tuple[int, int]]] = {}
+        self.limits = Limits()
+        self.slowed: list[Piece] = []  # what its function's rate limit holds back
         self.draining = False
+        self.now = 0.0  # of the last event that had a time
         self.counts = {"done": 0, "failed": 0, "cancelled": 0, "lost": 0, "retried": 0, "lanes_died": 0}
         self._deaths: dict[tuple[str, int], int] = {}
         self._latest = (b"", 1)  # function and calls of the newest frame: the next will be like it
@@ -55,6 +61,7 @@ class WorkerLogic:
 
     def received(self, delivery: Delivery, frame: Frame, stored: Spans, now: float) -> list[Action]:
         """A frame was delivered; calls in `stored` have an outcome already and are not run again."""
+        self.now = now
         if frame.dead:
             return [Reject(delivery, frame.dead)]
         spans = gaps(frame.first, frame.count, stored)
@@ -203,7 +210,7 @@ class WorkerLogic:
         if lane.verdict == ("terminate", index):
             return actions + self._conclude(held, index, 1, CANCELLED, None)
         if lane.verdict == ("timeout", index):
-            error = TaskTimeout(f"ran longer than its timeout of {options.timeout:g} s; its lane was killed")
+            error = TaskTimeout(f"ran longer than its timeout of {lane.timeout:g} s; its lane was killed")
             if frame.attempt <= options.retries:
                 return actions + self._again(held, index, str(error), now)
             return actions + self._conclude(held, index, 1, FAILED, error)
@@ -323,11 +330,33 @@ class WorkerLogic:
                     break
                 continue
             size = self._size(piece, lane)
+            if self.limits.rated:
+                size = self.limits.may_start(piece.held.frame.function.name, size, self.now)
+                if not size:
+                    self.slowed.append(piece)
+                    continue
             if size < piece.count:
                 self.waiting.appendleft(Piece(piece.held, piece.first + size, piece.count - size))
                 piece.count = size
             actions.append(self._give(lane, piece))
         self.waiting.extendleft(reversed(later))
+        return actions + (self._shed() if len(self.slowed) > SLOWED_KEPT else [])
+
+    def _shed(self) -> list[Action]:
+        """Of what a rate limit holds back, keep the first few; frames not begun go back, for others or for later."""
+        actions: list[Action] = []
+        kept, self.slowed = self.slowed[:SLOWED_KEPT], self.slowed[SLOWED_KEPT:]
+        ahead = sum(piece.count for piece in kept)
+        for piece in self.slowed:
+            held = piece.held
+            if held.begun or piece.count != held.frame.count:
+                kept.append(piece)
+                continue
+            delay = max(1.0, self.limits.wait(held.frame.function.name, ahead))
+            ahead += piece.count
+            del self.held[id(held)]
+            actions.append(Release(held.delivery, min(delay, SLOWED_SECONDS)))
+        self.slowed = kept
         return actions
 
     def _lane_for(self, piece: Piece) -> LaneState | None:
@@ -371,9 +400,10 @@ class WorkerLogic:
         given = lane.given[self._serial] = Given(piece, self._serial, None if seconds == math.inf else seconds)
         if lane.is_async:
             given.open.update(range(piece.first, piece.first + piece.count))
+        hard, soft = self.limits.times(frame)
         work = Work(
             self._serial, frame.run, piece.first, piece.count, function.hash, function.name, code, args,
-            frame.sent_at, frame.attempt, options.retries, options.soft_timeout, options.timeout,
+            frame.sent_at, frame.attempt, options.retries, soft, hard,
         )  # fmt: skip
         return Deal(lane.number, work)
 
@@ -401,17 +431,21 @@ class WorkerLogic:
     # Time passes ---------------------------------------------------------------------------------------------
 
     def tick(self, marks: dict[int, tuple[int, int, float]], now: float) -> list[Action]:
-        """Look at what runs: kill what is over its timeout, tell what has run for a while."""
+        """Look at what runs: kill what is over its timeout, tell what has run for a while; start what may start now."""
+        self.now = now
         actions: list[Action] = []
+        if self.slowed:
+            self._unslow()
+            actions += self.deal()
         for number, (serial, index, started) in marks.items():
             lane = self.lanes.get(number)
             given = lane.given.get(serial) if lane else None
             if lane is None or given is None or lane.is_async:
                 continue
             frame, ran = given.piece.held.frame, now - started
-            timeout = frame.options.timeout
+            timeout, _ = self.limits.times(frame)
             if timeout is not None and ran > timeout and lane.verdict is None:
-                lane.verdict = ("timeout", index)
+                lane.verdict, lane.timeout = ("timeout", index), timeout
                 actions.append(Kill(number))
             elif ran > TELL_AFTER and given.told != index:
                 given.told = index
@@ -427,6 +461,7 @@ class WorkerLogic:
         """Never start these calls; with `terminate`, kill those that run. Also gives those that run and go on."""
         remember(self.revoked, run, [*self.revoked.get(run, ()), (first, count)], _KEPT)
         actions: list[Action] = []
+        self._unslow()
         for piece in [p for p in self.waiting if p.held.frame.run == run]:
             spans = gaps(piece.first, piece.count, [(first, count)])
             if sum(length for _, length in spans) == piece.count:
@@ -449,11 +484,17 @@ class WorkerLogic:
                     actions.append(Kill(lane.number))
                 else:
                     running += range(low, high)
-        return actions, running
+        return actions + self.deal(), running
+
+    def _unslow(self) -> None:
+        """What a rate limit held back waits like all else; the next dealing looks at it again."""
+        self.waiting.extendleft(reversed(self.slowed))
+        self.slowed = []
 
     def drain(self) -> list[Action]:
         """Start nothing more; give back what has not been started. Calls that run go on to their end."""
         self.draining = True
+        self._unslow()
         actions: list[Action] = []
         begun: dict[int, list[Piece]] = {}
         for piece in self.waiting:
@@ -492,8 +533,8 @@ class WorkerLogic:
 
     @property
     def busy(self) -> bool:
-        """Whether a lane has work."""
-        return any(lane.given for lane in self.lanes.values())
+        """Whether a lane has work, or something waits for its time to start."""
+        return bool(self.slowed) or any(lane.given for lane in self.lanes.values())
 
 
 def _jitter(run: str, index: int, attempt: int) -> float:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -24,6 +24,8 @@ from qnb.errors import BadMessage, MessageError, QnbError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
+from qnb.worker.intake import Intake
+from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
 from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
 from qnb.worker.protocol import Welcome
@@ -84,6 +86,7 @@ class Worker:
         self.inbox = self.bus.join(self.peer)
         self.commands = Commands(self)
         self.consumer = broker.consume(list(options.queues), prefetch=64)
+        self.intake = Intake(broker, self.consumer, options.queues)
         self.settling = Settling(self)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
@@ -433,6 +436,12 @@ class Worker:
             self._room.notify_all()
         self._ring()
         return self.logic.concurrency
+
+    def limit(self, change: Callable[[Limits], None]) -> None:
+        """Set a limit; what it held back, or now lets go, is looked at anew."""
+        with self._lock:
+            change(self.logic.limits)
+        self._ring()
 
     # Ends ----------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class LaneState:
     given: dict[int, Given] = field(default_factory=dict)
     known: dict[bytes, None] = field(default_factory=dict)
     verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
+    timeout: float = 0.0  # seconds, of that verdict
     retiring: bool = False
 
     @property
