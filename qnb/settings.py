@@ -118,6 +118,11 @@ def broker_url(given: str | None) -> str:
     return given or os.environ.get("QNB_BROKER") or EMBEDDED
 
 
+def asked_broker() -> str | None:
+    """The broker that QNB_BROKER names, if any."""
+    return os.environ.get("QNB_BROKER") or None
+
+
 def backend_url(given: str | None) -> str | None:
     """The backend asked for: the argument, else QNB_BACKEND, else None (the broker's own partner)."""
     return given or os.environ.get("QNB_BACKEND") or None
@@ -148,6 +153,17 @@ def absolute_url(url: str) -> str:
         return url
     query = url.partition("?")[2]
     return f"sqlite:///{quote(str(embedded_path(address)))}" + (f"?{query}" if query else "")
+
+
+def pubsub_emulator() -> str | None:
+    """The emulator of Google Cloud Pub/Sub that gcloud's tools and libraries are told to use: host:port."""
+    return os.environ.get("PUBSUB_EMULATOR_HOST") or None
+
+
+def calm_grpc() -> None:
+    """Before grpc is imported: its C core writes what it notes of connections to stderr, into the notebook."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GLOG_minloglevel", "3")
 
 
 def cpu_count() -> int:
