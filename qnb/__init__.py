@@ -38,6 +38,9 @@ if TYPE_CHECKING:
         RemoteError as RemoteError,
     )
     from qnb.errors import (
+        ResultsNotKept as ResultsNotKept,
+    )
+    from qnb.errors import (
         SoftTimeout as SoftTimeout,
     )
     from qnb.errors import (
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from qnb.errors import (
         Unsupported as Unsupported,
     )
+    from qnb.monitor.brokers import brokers as brokers
     from qnb.session.batch import Batch as Batch
     from qnb.session.future import Future as Future
     from qnb.session.session import Session as Session
@@ -71,10 +75,12 @@ _PUBLIC = {
     "Batch": "qnb.session.batch",
     "Future": "qnb.session.future",
     "Task": "qnb.session.task",
+    "brokers": "qnb.monitor.brokers",
     **dict.fromkeys(
         (
             "AccessDenied", "BackendUnavailable", "BrokerUnavailable", "CannotPickle", "CannotUnpickle",
-            "ConfigurationError", "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError", "SoftTimeout",
+            "ConfigurationError", "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError",
+            "ResultsNotKept", "SoftTimeout",
             "TaskExpired", "TaskLost", "TaskTimeout", "UnknownScheme", "UnknownTask", "Unsupported",
         ),
         "qnb.errors",

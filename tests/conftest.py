@@ -9,13 +9,13 @@ import pytest
 
 from tests.services import Services
 
-_LINES = pytest.StashKey[list[str]]()
+LINES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
 def services(request: pytest.FixtureRequest) -> Iterator[Services]:
     running = Services()
-    request.config.stash[_LINES] = running.lines
+    request.config.stash[LINES] = running.lines
     yield running
     running.stop()
 
@@ -23,17 +23,17 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:  # of xdist: to be said by the process that has the terminal
-        output["services"] = session.config.stash.get(_LINES, [])
+        output["services"] = session.config.stash.get(LINES, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    lines = node.config.stash.setdefault(_LINES, [])
+    lines = node.config.stash.setdefault(LINES, [])
     lines += getattr(node, "workeroutput", {}).get("services", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_LINES, [])
+    lines = config.stash.get(LINES, [])
     if lines:
         terminalreporter.section("services")
         for line in sorted(set(lines)):

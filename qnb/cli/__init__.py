@@ -15,6 +15,8 @@ COMMANDS = {
     "inspect": ("qnb.cli.control", "ask workers: ping stats active reserved scheduled revoked registered conf"),
     "control": ("qnb.cli.control", "tell workers: revoke shutdown pool_grow pause rate_limit and more"),
     "events": ("qnb.cli.events", "watch what happens, a line an event"),
+    "brokers": ("qnb.cli.brokers", "what each broker can do; --probe tries it on the live server"),
+    "doctor": ("qnb.cli.doctor", "say why nothing happens"),
     "queues": ("qnb.cli.queues", "list queues and what waits in them"),
     "purge": ("qnb.cli.queues", "drop what waits in a queue"),
     "key": ("qnb.cli.key", "print a new signing key"),

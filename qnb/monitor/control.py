@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb.brokers.base import Bus, Presence
 from qnb.codec.signing import NOTE, Signer, decode
 from qnb.errors import BadMessage
-from qnb.message import WORKER_PREFIX, Command, Note, Reply
+from qnb.message import WORKER_PREFIX, Command, Note, Reply, split_task_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,15 @@ class Control:
     A worker that does not answer in time is left out; one that could not do it has {"error": …}.
     """
 
-    def __init__(self, bus: Bus, signer: Signer, peer: str, reader: Reader) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        signer: Signer,
+        peer: str,
+        reader: Reader,
+        remember: Callable[[Sequence[tuple[str, int, int]]], None] | None = None,
+    ) -> None:
+        self._remember = remember
         self._bus = bus
         self._signer = signer
         self._peer = peer
@@ -104,9 +112,13 @@ class Control:
     def revoke(
         self, id: str | Sequence[str], terminate: bool = False, to: Sequence[str] | None = None, timeout: float = 1.0
     ) -> dict[str, Any]:
-        """Never start these tasks; with `terminate` kill those that run. {worker: {"running": [id, …]}}."""
+        """Never start these tasks; with `terminate` kill those that run. {worker: {"running": [id, …]}}.
+
+        It is written down in the backend too, so that workers that start later know. ValueError for what is no id.
+        """
         tasks = [id] if isinstance(id, str) else list(id)
-        return self.ask("revoke", {"tasks": tasks, "terminate": terminate}, to, timeout)
+        spans = [(*split_task_id(task), 1) for task in tasks]
+        return self.revoke_spans(spans, terminate, to, timeout)
 
     def revoke_spans(
         self,
@@ -114,9 +126,14 @@ class Control:
         terminate: bool = False,
         to: Sequence[str] | None = None,
         timeout: float = 1.0,
+        durable: bool = True,
     ) -> dict[str, Any]:
-        """The same for (run, first, count) spans."""
-        return self.ask("revoke", {"spans": list(spans), "terminate": terminate}, to, timeout)
+        """The same for (run, first, count) spans; not `durable`: whoever calls has written it down."""
+        if durable and self._remember is not None:
+            self._remember(spans)
+        by_worker = durable and self._remember is None
+        arguments = {"spans": list(spans), "terminate": terminate, "remember": by_worker}
+        return self.ask("revoke", arguments, to, timeout)
 
     def shutdown(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:
         """Finish what runs and end."""

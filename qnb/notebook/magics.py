@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 MAGIC = "qnb"
-COMMANDS = ("status", "connect", "workers", "close")
+COMMANDS = ("status", "connect", "brokers", "workers", "queues", "close")
 NO_SESSION = "no session yet: %qnb connect makes one with workers here, %qnb connect URL on a broker"
 
 
@@ -85,6 +85,20 @@ class QnbMagics(Magics):
             print(NO_SESSION)
             return
         display(session.workers)
+
+    def _brokers(self, _arguments: argparse.Namespace) -> None:
+        from qnb.monitor.brokers import brokers
+
+        display(brokers())
+
+    def _queues(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        for queue in session.broker.queues():
+            depth = session.broker.depth(queue)
+            print(f"{queue:<24}{'?' if depth is None else depth:>8}")
 
     def _close(self, _arguments: argparse.Namespace) -> None:
         session = _current()

@@ -79,6 +79,12 @@ class Collector:
         if self._dozing:
             self._work.set()
 
+    def listen(self, change: int) -> None:
+        """So many more, or fewer, want events: they are read even while no call is pending."""
+        with self._count:
+            self.listening += change
+        self._work.set()
+
     def settled(self, sink: Sink, calls: int) -> None:
         """So many calls of a run are over."""
         with self._count:

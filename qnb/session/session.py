@@ -33,7 +33,9 @@ from qnb.session.task import Task
 from qnb.session.watch import Watch
 
 if TYPE_CHECKING:
+    from qnb.monitor.brokers import FeatureTable
     from qnb.monitor.control import Control, Workers
+    from qnb.monitor.events import Events
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Session(concurrent.futures.Executor):
         if not asked and backend_url == "rpc:":
             _warn_of_rpc(url)
         secret = settings.load_key(key)
+        self._url = url
         self.closed = self._shut = False
         self.queue = queue
         self.on_interrupt = on_interrupt
@@ -290,7 +293,7 @@ class Session(concurrent.futures.Executor):
         # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
         self.backend.revoke_many(spans)
         asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
-        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
+        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked, durable=False)
         if len(replies) < len(asked):
             return  # one that does not answer may be running them: its own outcome tells
         running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
@@ -313,7 +316,7 @@ class Session(concurrent.futures.Executor):
         """Inspect and control the workers."""
         from qnb.monitor.control import Control
 
-        return Control(self.bus, self.signer, self.peer, self.collector)
+        return Control(self.bus, self.signer, self.peer, self.collector, self.backend.revoke_many)
 
     @property
     def workers(self) -> Workers:
@@ -322,6 +325,24 @@ class Session(concurrent.futures.Executor):
 
         peers: Sequence[Presence] = self.bus.peers(WORKER_PREFIX)
         return Workers(peers)
+
+    def features(self, probe: bool = False) -> FeatureTable:
+        """What this session's broker can do: native, built or none, with its limits; `.df` is a DataFrame.
+
+        probe: try each feature on the live server, on queues of its own; takes less than 10 seconds.
+        """
+        from qnb.monitor.brokers import features
+
+        return features(self.broker, self._url, probe)
+
+    def events(self, seconds: float | None = None) -> Events:
+        """The live stream of what all workers do, for `seconds` or until it is closed: an iterator; `.df` is a table.
+
+        Workers tell events only while somebody watches; a watcher that is gone costs nothing after ten seconds.
+        """
+        from qnb.monitor.events import Events
+
+        return Events(self, seconds)
 
     # The end -------------------------------------------------------------------------------------------------
 

@@ -117,9 +117,13 @@ class Commands:
 
     # Control -------------------------------------------------------------------------------------------------
 
-    def do_revoke(self, tasks: Any = (), spans: Any = (), terminate: bool = False) -> object:
-        """Never start these; `running` lists those that go on to their end."""
+    def do_revoke(
+        self, tasks: Any = (), spans: Any = (), terminate: bool = False, remember: bool = True
+    ) -> object:
+        """Never start these; `running` lists those that go on to their end. `remember`: other workers are to know."""
         every = [(*split_task_id(task), 1) for task in tasks] + [tuple(span) for span in spans]
+        if remember:
+            self._worker.backend.revoke_many(every)
         running = self._worker.revoke(every, terminate)
         return {"running": [f"{run}:{index}" for run, index in running]}
 

@@ -1,0 +1,110 @@
+"""What workers tell while somebody watches: an iterator, and a table of the latest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from qnb.errors import QnbError
+from qnb.message import Event
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qnb.session.session import Session
+
+RENEW_SECONDS = 3.0
+WATCH_SECONDS = 10.0
+KEPT = 10_000
+_COLUMNS = ["at", "kind", "worker", "run", "first", "count", "name", "detail"]
+
+
+class Events:
+    """The live stream of events of all workers on the broker: iterate over it, or look at `.df`.
+
+    Watching is a lease that this object renews: once it is closed, or its kernel is gone, workers tell nothing more.
+    Iterating ends after `seconds`, or when it is closed. A context manager.
+    """
+
+    def __init__(self, session: Session, seconds: float | None = None) -> None:
+        self._session = session
+        self._end = float("inf") if seconds is None else time.monotonic() + seconds
+        self._latest: deque[Event] = deque(maxlen=KEPT)
+        self._new: deque[Event] = deque(maxlen=KEPT)
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        session.collector.on_event.append(self._take)
+        session.collector.listen(+1)
+        self._renew()
+        self._thread = threading.Thread(target=self._keep, name="qnb-events", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        arguments = {"peer": self._session.peer, "seconds": WATCH_SECONDS}
+        self._session.control.tell("watch", arguments)
+
+    def _keep(self) -> None:
+        """Renew the watch; workers that come later are told, too."""
+        while not self._closed.wait(RENEW_SECONDS):
+            if self._session.closed or time.monotonic() > self._end:
+                self.close()
+                return
+            try:
+                self._renew()
+            except QnbError:  # the server is away: workers cannot tell anything now either
+                continue
+
+    def _take(self, event: Event) -> None:
+        with self._changed:
+            self._latest.append(event)
+            self._new.append(event)
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            with self._changed:
+                while not self._new:
+                    left = self._end - time.monotonic()
+                    if self._closed.is_set() or left <= 0:
+                        return
+                    self._changed.wait(min(left, 1.0))
+                event = self._new.popleft()
+            yield event
+
+    def close(self) -> None:
+        """Watch no more."""
+        with self._changed:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            self._changed.notify_all()
+        self._session.collector.on_event.remove(self._take)
+        self._session.collector.listen(-1)
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The latest events, at most 10,000: at (UTC), kind, worker, run, first, count, name, detail."""
+        import pandas as pd
+
+        with self._changed:
+            rows = [msgspec.to_builtins(event) for event in self._latest]
+        frame = pd.DataFrame(rows, columns=_COLUMNS)
+        frame["at"] = pd.to_datetime(frame["at"], unit="s", utc=True)
+        return frame
+
+    def __repr__(self) -> str:
+        return repr(self.df) if self._latest else "no events yet"
+
+    def _repr_html_(self) -> str:
+        return str(self.df.tail(50)._repr_html_()) if self._latest else "<p>No events yet.</p>"
