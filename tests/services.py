@@ -22,7 +22,10 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.servers.base import Server, Unavailable, free_port
+from tests.servers.mariadb import MariadbServer
+from tests.servers.postgresql import PostgresqlServer
 from tests.servers.redis import RedisServer, find_redis, find_valkey
+from tests.servers.zookeeper import DurableZookeeper, ZookeeperServer
 
 ServerType = TypeVar("ServerType", bound=Server)
 
@@ -207,9 +210,57 @@ def _spoil_redis(url: str, queue: str) -> None:
     broker.close()
 
 
+def _server_case(label: str, kind: type[Server]) -> Case:
+    """A backend on a server: a prefix of its own for each test, and a server of its own for a restart."""
+
+    def restart(services: Services) -> tuple[str, Callable[[], None]]:
+        server = services.own(kind)
+
+        def again() -> None:
+            server.kill()
+            server.start()
+
+        return server.url, again
+
+    return Case(
+        label, lambda services: with_options(services.common(kind).url, prefix=services.word()), restart=restart
+    )
+
+
 def _redis_case(label: str, kind: str) -> Case:
     return Case(label, _redis(kind), restart=_restart_redis(kind), spoil=_spoil_redis)
 
+
+def _zookeeper(services: Services) -> str:
+    return with_options(services.common(ZookeeperServer).url, prefix=services.word())
+
+
+def _restart_zookeeper(services: Services) -> tuple[str, Callable[[], None]]:
+    server = services.own(DurableZookeeper)
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    return server.url, restart
+
+
+def _spoil_zookeeper(url: str, queue: str) -> None:
+    """Nobody may add to it any more."""
+    from kazoo.security import make_acl
+
+    from qnb.brokers.base import QueueSpec
+    from qnb.brokers.zookeeper import ZookeeperBroker
+
+    broker = ZookeeperBroker(url)
+    broker.declare(QueueSpec(queue))
+    readable = [make_acl("world", "anyone", read=True, write=True, delete=True, admin=True)]
+    broker._link.client.set_acls(broker._queues.path(queue, "ready"), readable)
+    broker.close()
+
+
+# A session lasts 1 s at least on this server, which looks every 0.5 s whether one is over.
+_ZOOKEEPER = Case("zookeeper", _zookeeper, restart=_restart_zookeeper, spoil=_spoil_zookeeper, death=2.2, lease=0.8)
 
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
@@ -217,10 +268,13 @@ BROKERS: Sequence[Case] = (
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
     _redis_case("rediss", "tls"),
+    _ZOOKEEPER,
 )
 BACKENDS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
+    _server_case("postgresql", PostgresqlServer),
+    _server_case("mysql", MariadbServer),
 )

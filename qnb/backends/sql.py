@@ -1,7 +1,8 @@
-"""Outcomes, runs and blobs in an SQL database: the embedded file, PostgreSQL or MySQL."""
+"""Outcomes, runs and blobs in an SQL database: the embedded file, PostgreSQL, MySQL or MariaDB."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -9,20 +10,40 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qnb.backends.base import RESULT_SECONDS
-from qnb.backends.sql_engine import AlchemyEngine, Engine, FileEngine
-from qnb.brokers.sqlite_schema import sweep_statements, table_prefix
+from qnb.backends.sql_engine import Engine, FileEngine
+from qnb.brokers.sqlite_schema import BACKEND_TABLES, table_prefix
 from qnb.errors import BackendUnavailable
 from qnb.message import RunRecord, Stored
 from qnb.settings import embedded_path, parse_url
 
 SWEEP_SECONDS = 60.0
+SWEEP_RUNS = 200
 # Spans asked for in one statement.
 SPANS = 100
 _RUN = "run, kind, name, count, created_at, session, data"
 
 
 class SqlBackend:
-    """`sqlite:` is reached by the standard library, `sqlite+pysqlite:` and all others by SQLAlchemy."""
+    """`sqlite:` is reached by the standard library, `sqlite+pysqlite:` and all others by SQLAlchemy.
+
+    `postgresql://user:password@host:port/database`, `mysql://…`, `mariadb://…`; a driver may be named as in SQLAlchemy
+    (`postgresql+psycopg:`, `mysql+pymysql:`, which are the defaults), and Celery's `db+…` is taken too. PostgreSQL may
+    have several hosts with commas. The tables are made when they are not there.
+
+    Options of the URL, all but the first two for servers only:
+
+        expires=604800       seconds that all is kept; whoever stores sweeps what has expired, about once a minute
+        prefix=qnb_          what the tables' names begin with; table_prefix= is the same
+        schema=NAME          the schema (MySQL: database) of the tables; made when it is not there
+        outcomes_table=NAME  the whole name of a table; likewise extents_, runs_, blobs_ and revocations_table
+        create_tables=false  never make tables or a schema: the user has no right to
+        pool_size, max_overflow, pool_timeout, pool_recycle, pool_pre_ping, pool_use_lifo, isolation_level, echo
+                             as in SQLAlchemy's create_engine
+        all others           to the driver: sslmode, ssl_ca, connect_timeout, application_name …
+
+    An outcome is one sealed record of a contiguous range of calls, in columns: states, values, tracebacks, worker,
+    times and attempt. So what Celery calls extended results is there on every backend, without columns of its own.
+    """
 
     scheme: ClassVar[str] = "sqlite"
     durable: ClassVar[bool] = True
@@ -31,7 +52,8 @@ class SqlBackend:
     def __init__(self, url: str) -> None:
         self._address = parse_url(url)
         self.url = str(self._address)
-        self.prefix = table_prefix(self._address.options.get("prefix"))
+        options = self._address.options
+        self.prefix = table_prefix(options.get("prefix", options.get("table_prefix")))
         self.expires = self._address.number("expires", RESULT_SECONDS)
         is_file = self._address.scheme.partition("+")[0] == "sqlite"
         self.path: Path | None = embedded_path(self._address) if is_file else None
@@ -46,6 +68,8 @@ class SqlBackend:
         if self.path is not None and self._address.scheme == "sqlite":
             self._opened = FileEngine(self.path, self.prefix, self.expires)
         else:
+            from qnb.backends.sql_alchemy import AlchemyEngine
+
             self._opened = AlchemyEngine(self._address, self.prefix, self.expires, self.path)
         return self._opened
 
@@ -57,10 +81,26 @@ class SqlBackend:
             return self._opened or self._open()
 
     def _sweep(self) -> None:
-        """Drop what has expired, at most once a minute."""
-        if time.monotonic() > self._sweep_at:
-            self._sweep_at = time.monotonic() + SWEEP_SECONDS
-            self._engine.run(sweep_statements(self.prefix), [{"now": time.time()}])
+        """Drop what has expired, about once a minute, some runs at a time: nobody's store waits long for it."""
+        if time.monotonic() < self._sweep_at:
+            return
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS * random.uniform(1, 2)
+        engine, now = self._engine, time.time()
+        names = engine.names
+        # Of outcomes only runs in which something has expired are looked at. Two statements: MySQL reads a whole table
+        # for a DELETE whose rows another SELECT names.
+        query = f"SELECT DISTINCT run FROM {names['extents']} WHERE expires_at <= :now LIMIT {SWEEP_RUNS}"
+        runs = [{"run": run, "now": now} for (run,) in engine.rows(query, {"now": now})]
+        if runs:
+            both = [
+                f"DELETE FROM {names[table]} WHERE run = :run AND expires_at <= :now"
+                for table in ("outcomes", "extents")
+            ]
+            engine.run(both, runs)
+        rest = [names[table] for table in BACKEND_TABLES if table not in ("outcomes", "extents")]
+        engine.run([f"DELETE FROM {name} WHERE expires_at <= :now" for name in rest], [{"now": now}])
+        if len(runs) == SWEEP_RUNS:
+            self._sweep_at = time.monotonic() + 1.0
 
     def store_many(self, outcomes: Sequence[Stored]) -> Sequence[Stored]:
         if not outcomes:
@@ -69,12 +109,14 @@ class SqlBackend:
         return self._engine.store(outcomes)
 
     def fetch_many(self, run: str, spans: Sequence[tuple[int, int]] | None = None) -> Sequence[Stored]:
-        table = f"FROM {self.prefix}outcomes WHERE run = :run AND expires_at > :now"
+        engine = self._engine
+        table = f"FROM {engine.names['outcomes']} WHERE run = :run AND expires_at > :now"
         values: dict[str, Any] = {"run": run, "now": time.time()}
         if spans is None:
-            rows = self._engine.rows(f"SELECT first, count, data {table} ORDER BY first", values)
+            rows = engine.rows(f"SELECT first, count, data {table} ORDER BY first", values)
             return [Stored(run, first, count, data) for first, count, data in rows]
-        widest = self._engine.rows(f"SELECT max(width) FROM {self.prefix}extents WHERE run = :run", {"run": run})[0][0]
+        extents = f"SELECT max(width) FROM {engine.names['extents']} WHERE run = :run"
+        widest = engine.rows(extents, {"run": run})[0][0]
         if widest is None:
             return []
         found: dict[int, Stored] = {}
@@ -87,39 +129,44 @@ class SqlBackend:
                 some |= {f"low{i}": first - widest, f"first{i}": first, f"end{i}": end}
                 parts.append(f"first > :low{i} AND first < :end{i} AND first + count > :first{i}")
             query = " UNION ALL ".join(f"SELECT first, count, data {table} AND {part}" for part in parts)
-            for first, count, data in self._engine.rows(query, some):
+            for first, count, data in engine.rows(query, some):
                 found[first] = Stored(run, first, count, data)
         return [found[first] for first in sorted(found)]
 
     def save_run(self, record: RunRecord) -> None:
         self._sweep()
         row = {name: getattr(record, name) for name in _RUN.split(", ")}
-        self._engine.put("runs", [row | {"expires_at": time.time() + self.expires}], replace=True)
+        self._engine.put("runs", [row | {"expires_at": time.time() + self.expires}])
 
     def load_run(self, run: str) -> RunRecord | None:
-        query = f"SELECT {_RUN} FROM {self.prefix}runs WHERE run = :run AND expires_at > :now"
+        query = f"SELECT {_RUN} FROM {self._engine.names['runs']} WHERE run = :run AND expires_at > :now"
         rows = self._engine.rows(query, {"run": run, "now": time.time()})
         return RunRecord(*rows[0]) if rows else None
 
     def list_runs(self, limit: int = 1000) -> Sequence[RunRecord]:
-        query = f"SELECT {_RUN} FROM {self.prefix}runs WHERE expires_at > :now ORDER BY created_at DESC LIMIT :limit"
+        table = self._engine.names["runs"]
+        query = f"SELECT {_RUN} FROM {table} WHERE expires_at > :now ORDER BY created_at DESC LIMIT :limit"
         return [RunRecord(*row) for row in self._engine.rows(query, {"now": time.time(), "limit": limit})]
 
     def forget_run(self, run: str) -> None:
         tables = ("outcomes", "extents", "runs", "revocations")
-        self._engine.run([f"DELETE FROM {self.prefix}{table} WHERE run = :run" for table in tables], [{"run": run}])
+        self._engine.run(
+            [f"DELETE FROM {self._engine.names[table]} WHERE run = :run" for table in tables], [{"run": run}]
+        )
 
     def put_blob(self, key: str, data: bytes) -> None:
         self._sweep()
         now = time.time()
-        there = self._engine.rows(f"SELECT expires_at FROM {self.prefix}blobs WHERE name = :name", {"name": key})
+        there = self._engine.rows(
+            f"SELECT expires_at FROM {self._engine.names['blobs']} WHERE name = :name", {"name": key}
+        )
         # Put anew only when half of its time is over: a function is put by every session, and is not sent each time.
         if not there or there[0][0] < now + self.expires / 2:
             row = {"name": key, "expires_at": now + self.expires, "data": bytes(data)}
-            self._engine.put("blobs", [row], replace=True)
+            self._engine.put("blobs", [row])
 
     def get_blob(self, key: str) -> bytes | None:
-        query = f"SELECT data FROM {self.prefix}blobs WHERE name = :name AND expires_at > :now"
+        query = f"SELECT data FROM {self._engine.names['blobs']} WHERE name = :name AND expires_at > :now"
         rows = self._engine.rows(query, {"name": key, "now": time.time()})
         return bytes(rows[0][0]) if rows else None
 
@@ -127,10 +174,10 @@ class SqlBackend:
         if spans:
             until = time.time() + self.expires
             rows = [{"run": run, "first": first, "count": count, "expires_at": until} for run, first, count in spans]
-            self._engine.put("revocations", rows, replace=True)
+            self._engine.put("revocations", rows)
 
     def revoked(self) -> Sequence[tuple[str, int, int]]:
-        query = f"SELECT run, first, count FROM {self.prefix}revocations WHERE expires_at > :now"
+        query = f"SELECT run, first, count FROM {self._engine.names['revocations']} WHERE expires_at > :now"
         return [(run, first, count) for run, first, count in self._engine.rows(query, {"now": time.time()})]
 
     def close(self) -> None:
