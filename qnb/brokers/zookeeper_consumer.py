@@ -49,6 +49,7 @@ class ZookeeperConsumer:
         self._served: set[str] = set()
         self._gate = Gate()
         self._receiving = threading.Lock()
+        self._claiming = threading.Lock()
         self._lock = threading.Condition()
         self._held: dict[str, Held] = {}  # by the path of the message's node
         self._doubtful: list[Claim] = []
@@ -122,15 +123,21 @@ class ZookeeperConsumer:
                 continue
             if not chosen:
                 break
-            try:
-                got = claim_many(self._link, self.name, chosen)
-            except Lost:
-                self._doubtful += chosen
-                raise
-            if got:  # all that was wanted, or what others left of it
+            got = self._claim(chosen)
+            if got or self._asked is not None:  # all that was wanted, or what others left of it
                 break
             collided = True
         return self._hand_out(got, asked)
+
+    def _claim(self, chosen: list[Claim]) -> list[Claim]:
+        with self._claiming:
+            if self._asked is not None or self.closed:  # no longer from these queues
+                return []
+            try:
+                return claim_many(self._link, self.name, chosen)
+            except Lost:
+                self._doubtful += chosen
+                raise
 
     def _choose(self, room: int, *, spread: bool) -> tuple[list[Claim], list[tuple[View, Shard]]]:
         """Messages to claim; or the shards to ask before that can be said."""
@@ -205,6 +212,8 @@ class ZookeeperConsumer:
     def take_from(self, queues: Sequence[str]) -> None:
         self._asked = list(dict.fromkeys(queues))
         self._gate.open()
+        with self._claiming:
+            pass  # from here on nothing of the queues before is taken
 
     def wake(self) -> None:
         self._woken = True
