@@ -20,9 +20,8 @@ ALIASES = {
     "sentinel": "redis+sentinel",
     "confluentkafka": "kafka",
     "gcpubsub": "pubsub",
-    "db+sqlite": "sqlite",
-    "db+postgresql": "postgresql",
-    "db+mysql": "mysql",
+    "mariadb": "mysql",
+    "postgres": "postgresql",
     "redis+tls": "rediss",
     "unix": "redis+socket",
     "redis+unix": "redis+socket",
@@ -88,7 +87,9 @@ def parse_url(url: str) -> Address:
     scheme, colon, rest = url.partition(":")
     if not colon or not scheme or "/" in scheme:
         raise ConfigurationError("a broker or backend is named by a URL like redis://host/0; got one without a scheme")
-    scheme = ALIASES.get(scheme.lower(), scheme.lower())
+    scheme = scheme.lower().removeprefix("db+")  # as Celery's URLs begin
+    dialect, _, driver = scheme.partition("+")
+    scheme = ALIASES.get(scheme) or "+".join(filter(None, (ALIASES.get(dialect, dialect), driver)))
     try:
         parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
     except ValueError:  # whose message has all that stands before the path

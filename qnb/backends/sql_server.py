@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qnb.brokers.sqlite_file import BUSY_SECONDS, PRAGMAS
 from qnb.brokers.sqlite_schema import BACKEND_TABLES, table_prefix
@@ -98,8 +98,7 @@ def make_engine(sa: Any, address: Address, path: Path | None) -> sqlalchemy.Engi
 
 def _engine_url(sa: Any, address: Address, path: Path | None) -> sqlalchemy.URL:
     if path is not None:
-        url: sqlalchemy.URL = sa.URL.create(_DRIVERS["sqlite"], database=str(path))
-        return url
+        return cast("sqlalchemy.URL", sa.URL.create(_DRIVERS["sqlite"], database=str(path)))
     driver = _DRIVERS.get(address.scheme, address.scheme)
     query: dict[str, Any] = dict(address.options)
     place: dict[str, Any] = {"host": address.hosts[0][0], "port": address.hosts[0][1]} if address.hosts else {}
@@ -112,8 +111,8 @@ def _engine_url(sa: Any, address: Address, path: Path | None) -> sqlalchemy.URL:
         query["port"] = ",".join(str(port or 5432) for _, port in address.hosts)
         query.setdefault("target_session_attrs", "read-write")
     database = address.path.removeprefix("/") or None
-    url = sa.URL.create(driver, address.user, address.password, database=database, query=query, **place)
-    return url
+    login = (address.user, address.password)
+    return cast("sqlalchemy.URL", sa.URL.create(driver, *login, database=database, query=query, **place))
 
 
 def make_tables(sa: Any, names: Mapping[str, str], schema: str | None) -> dict[str, sqlalchemy.Table]:
