@@ -188,6 +188,12 @@ def task_id(run: str, index: int) -> str:
 def split_task_id(task: str) -> tuple[str, int]:
     """The run and index of a task id; ValueError when it is none."""
     run, _, index = task.rpartition(":")
-    if not run or not index.isdigit():
+    if not is_task_id(task):
         raise ValueError(f"{task!r} is not a task id; one looks like 'k3f9a2b1-0:17'")
     return run, int(index)
+
+
+def is_task_id(text: str) -> bool:
+    """Whether `split_task_id` takes it."""
+    run, _, index = text.rpartition(":")
+    return bool(run) and index.isdigit()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qnb.brokers.base import Bus, Presence
 from qnb.codec.signing import NOTE, Signer, decode
 from qnb.errors import BadMessage
-from qnb.message import WORKER_PREFIX, Command, Note, Reply, split_task_id
+from qnb.message import WORKER_PREFIX, Command, Note, Reply, is_task_id, split_task_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,11 +114,13 @@ class Control:
     ) -> dict[str, Any]:
         """Never start these tasks; with `terminate` kill those that run. {worker: {"running": [id, …]}}.
 
-        It is written down in the backend too, so that workers that start later know. ValueError for what is no id.
+        It is written down in the backend too, so that workers that start later know.
         """
         tasks = [id] if isinstance(id, str) else list(id)
-        spans = [(*split_task_id(task), 1) for task in tasks]
-        return self.revoke_spans(spans, terminate, to, timeout)
+        if self._remember is not None:
+            self._remember([(*split_task_id(task), 1) for task in tasks if is_task_id(task)])
+        arguments = {"tasks": tasks, "terminate": terminate, "remember": self._remember is None}
+        return self.ask("revoke", arguments, to, timeout)
 
     def revoke_spans(
         self,
@@ -126,13 +128,9 @@ class Control:
         terminate: bool = False,
         to: Sequence[str] | None = None,
         timeout: float = 1.0,
-        durable: bool = True,
     ) -> dict[str, Any]:
-        """The same for (run, first, count) spans; not `durable`: whoever calls has written it down."""
-        if durable and self._remember is not None:
-            self._remember(spans)
-        by_worker = durable and self._remember is None
-        arguments = {"spans": list(spans), "terminate": terminate, "remember": by_worker}
+        """The same for (run, first, count) spans, which the caller has written down in the backend."""
+        arguments = {"spans": list(spans), "terminate": terminate, "remember": False}
         return self.ask("revoke", arguments, to, timeout)
 
     def shutdown(self, to: Sequence[str] | None = None, timeout: float = 1.0) -> dict[str, Any]:

@@ -293,7 +293,7 @@ class Session(concurrent.futures.Executor):
         # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
         self.backend.revoke_many(spans)
         asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
-        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked, durable=False)
+        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
         if len(replies) < len(asked):
             return  # one that does not answer may be running them: its own outcome tells
         running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]

@@ -390,6 +390,7 @@ class Worker:
                         self.consumer.extend_many(held, lease)
                 for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):
                     self._command(note)
+                    beat = 0.0  # it may have changed what a worker says of itself
             except QnbError as error:
                 log.warning("bus of worker %s: %s", self.options.name, error)
                 self.stopped.wait(0.5)

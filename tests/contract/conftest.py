@@ -18,11 +18,14 @@ from typing import Any
 import pytest
 
 import qnb
-from tests.services import Services, with_options
+from tests.services import BROKERS as CASES
+from tests.services import Services
 
 KEY = "the key of the contract suite, used for nothing else"
 ROOT = Path(__file__).parents[2]
 WORKERS = 2
+KINDS = ("memory", "sqlite", "redis")
+EVERY = tuple(case.label for case in CASES if case.label not in ("valkey", "rediss"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -78,7 +81,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["memory", "sqlite", "redis"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every module runs on KINDS; one that says `BROKERS = EVERY` runs on every broker."""
+    if "kind" in metafunc.fixturenames:
+        kinds = getattr(metafunc.module, "BROKERS", KINDS)
+        metafunc.parametrize("kind", kinds, scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     """The broker under test."""
     return str(request.param)
@@ -86,11 +96,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def new_place(kind: str, services: Services) -> str:
     """The URL of a new, empty place."""
-    if kind == "memory":
-        return f"memory://{services.word()}"
-    if kind == "sqlite":
-        return f"sqlite:///{services.folder()}/tasks.db"
-    return with_options(services.shared("redis").url, prefix=services.word())
+    return next(case for case in CASES if case.label == kind).place(services)
 
 
 @pytest.fixture(scope="module")

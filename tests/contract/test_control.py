@@ -7,14 +7,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import pytest
 
 import qnb
-from tests.contract.conftest import ROOT, Gate, until
+from qnb.brokers.base import PRESENCE_SECONDS
+from tests.contract.conftest import EVERY, ROOT, Gate, new_place, until
+from tests.services import Services
 
+BROKERS = EVERY
 SECONDS = 20.0
 
 
@@ -149,7 +153,171 @@ def test_grow_and_shrink(session: qnb.Session, gates: object) -> None:
     assert session.control.pool_grow(1) == {name: {"concurrency": 2}}
 
 
+def test_pause_and_resume(session: qnb.Session) -> None:
+    (name,) = session.workers.names
+    assert session.control.pause("qnb") == {name: {"queues": ["qnb"], "paused": ["qnb"]}}
+    until(lambda: session.workers[0]["paused"] == ["qnb"])
+    future = session.submit(abs, -1)
+    assert not wait([future], 0.5).done
+    assert session.control.resume("qnb") == {name: {"queues": ["qnb"], "paused": []}}
+    assert future.result(SECONDS) == 1
+    (reply,) = session.control.pause("nobody serves it").values()
+    assert "does not serve queue 'nobody serves it'" in reply["error"]
+
+
+def test_consumers_come_and_go(session: qnb.Session) -> None:
+    (name,) = session.workers.names
+    elsewhere = session.task(queue="elsewhere")(abs)
+    future = elsewhere.submit(-1)
+    assert not wait([future], 0.3).done
+    assert session.control.add_consumer("elsewhere") == {name: {"queues": ["qnb", "elsewhere"], "paused": []}}
+    assert future.result(SECONDS) == 1
+    until(lambda: session.workers[0]["queues"] == ["qnb", "elsewhere"])
+    assert session.control.cancel_consumer("elsewhere") == {name: {"queues": ["qnb"], "paused": []}}
+    future = elsewhere.submit(-2)
+    assert not wait([future], 0.5).done
+    assert session.submit(abs, -3).result(SECONDS) == 3, "the other queue goes on"
+    session.control.add_consumer("elsewhere")
+    assert future.result(SECONDS) == 2
+    session.control.cancel_consumer("elsewhere")
+
+
+def test_rate_limit(session: qnb.Session) -> None:
+    def rarely(i: int) -> int:
+        return i
+
+    name = rarely.__qualname__
+    session.submit(rarely, 0).result(SECONDS)
+    (reply,) = session.control.rate_limit(name, "5/s").values()
+    assert reply["rates"] == {name: 5.0}
+    begun = time.monotonic()
+    batch = session.map(rarely, range(8))
+    assert session.submit(abs, -1).result(SECONDS) == 1, "others are not held back"
+    assert until(lambda: [call for calls in session.control.scheduled().values() for call in calls])
+    batch.wait(SECONDS)
+    assert time.monotonic() - begun > 7 / 5 - 0.25, "a token to begin with, then five a second"
+    session.control.rate_limit(name, "1/h")
+    held_back = session.map(rarely, range(3))
+    assert not wait([held_back[2]], 0.5).done
+    (reply,) = session.control.rate_limit(name, "0").values()
+    assert reply["rates"] == {}
+    assert held_back.results(SECONDS) == [0, 1, 2]
+    (reply,) = session.control.rate_limit(name, "often").values()
+    assert "'10/s'" in reply["error"]
+
+
+def test_time_limit(session: qnb.Session, gate: Gate, kind: str) -> None:
+    if kind == "memory":
+        pytest.skip("a thread cannot be killed")
+    name = gate.task.__qualname__
+    future = session.submit(gate.task, 1)
+    gate.wait()
+    (reply,) = session.control.time_limit(name, hard=0.2).values()
+    assert reply["hard"] == {name: 0.2}
+    with pytest.raises(qnb.TaskTimeout, match=r"0\.2 s"):
+        future.result(SECONDS)
+    (reply,) = session.control.time_limit(name).values()
+    assert reply["hard"] == {}
+
+
+def test_a_revocation_outlives_the_workers(kind: str, services: Services) -> None:
+    """Told while nobody is there, honoured by a worker that starts later."""
+    if kind == "memory":
+        pytest.skip("a worker of another session cannot reach it")
+    url = new_place(kind, services)
+    with qnb.Session(url, f"sqlite:///{services.folder()}/results.db", workers=0) as session:
+        never, other = session.submit(abs, -1), session.submit(abs, -2)
+        session.flush()
+        assert session.control.revoke(never.id) == {}
+        with worker(url, QNB_BACKEND=session.backend_url):
+            assert other.result(SECONDS) == 2
+            with pytest.raises(CancelledError):
+                never.result(SECONDS)
+
+
+def test_presence(kind: str, services: Services) -> None:
+    """A worker is seen within PRESENCE_SECONDS of its start, and no longer after its kill -9."""
+    if kind == "memory":
+        pytest.skip("no other process reaches it")
+    url = new_place(kind, services)
+    with qnb.Session(url, workers=0) as session, worker(url) as process:
+        until(lambda: session.workers.names == ["presence"], PRESENCE_SECONDS)
+        process.kill()
+        until(lambda: session.workers.names == [], PRESENCE_SECONDS + 0.5)
+
+
+def test_an_event_stream(session: qnb.Session) -> None:
+    (name,) = session.workers.names
+    with session.events() as events:
+        until(lambda: session.map(lambda i: 1 // i, [0, 1]).wait(SECONDS) and len(events.df) >= 2)
+        first = next(iter(events))
+        df = events.df
+        assert first.worker == name
+        assert {"task-done", "task-failed"} <= set(df["kind"])
+        assert list(df.columns) == ["at", "kind", "worker", "run", "first", "count", "name", "detail"]
+        assert str(df["at"].dt.tz) == "UTC"
+    assert list(session.events(seconds=0)) == []
+
+
+def test_features_are_measured(session: qnb.Session) -> None:
+    before = set(session.broker.queues())
+    table = session.features(probe=True)
+    df = table.df
+    assert list(df.columns) == ["support", "worked", "seconds", "said"]
+    assert set(df["support"]) <= {"native", "built", "none"}
+    assert not [f"{feature}: {said}" for feature, said in df[df["worked"] == False]["said"].items()]  # noqa: E712
+    assert {"works" in repr(table), "<table" in table._repr_html_()} == {True}
+    assert set(session.broker.queues()) == before, "nothing is left behind"
+    assert table.limits == session.broker.features.limits
+    assert session.features().df["worked"].isna().all()
+
+
 # The command line -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def worker(url: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker process named "presence", once it says that it runs."""
+    command = [sys.executable, "-m", "qnb.cli", "worker", "--concurrency", "1", "--name", "presence"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "QNB_BROKER": url} | env
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        assert process.stderr is not None
+        assert "presence" in process.stderr.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_doctor(shared: str, session: qnb.Session, kind: str, services: Services) -> None:
+    done = qnb_command("doctor", shared)
+    assert done.returncode == 0, done.stdout
+    assert "All is well" in done.stdout
+    session.control.pause("qnb")
+    until(lambda: session.workers[0]["paused"])
+    done = qnb_command("doctor", shared)
+    session.control.resume("qnb")
+    assert (done.returncode, "paused" in done.stdout.splitlines()[-1]) == (1, True)
+    until(lambda: not session.workers[0]["paused"])
+    done = qnb_command("doctor", shared, QNB_KEY="quite another key than theirs")
+    assert (done.returncode, "another key" in done.stdout.splitlines()[-1]) == (1, True)
+    done = qnb_command("doctor", shared, "--queue", "elsewhere")
+    assert (done.returncode, "serve only qnb" in done.stdout.splitlines()[-1]) == (1, True)
+    empty = new_place(kind, services)
+    with qnb.Session(empty, workers=0) as waiting:
+        future = waiting.submit(abs, -1)
+        waiting.flush()
+        done = qnb_command("doctor", empty)
+        assert future.cancel()
+    assert (done.returncode, "no worker is there" in done.stdout.splitlines()[-1]) == (1, True)
+
+
+def test_brokers_command(shared: str) -> None:
+    done = qnb_command("brokers", shared, "--probe")
+    assert done.returncode == 0, done.stdout
+    assert "FAILS" not in done.stdout
+    assert "confirmed publish" in done.stdout
 
 
 def test_inspect(session: qnb.Session, shared: str) -> None:
@@ -195,7 +363,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["worker", "inspect", "queues", "purge", "events"])
+@pytest.mark.parametrize("command", ["worker", "inspect", "queues", "purge", "events", "doctor", "brokers"])
 def test_a_command_that_fails(command: str) -> None:
     more = ["ping"] if command == "inspect" else []
     done = qnb_command(command, *more, "nosuch://user:S3KR3T@host")
