@@ -24,6 +24,8 @@ import pytest
 from tests.servers.base import Server, Unavailable, free_port
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
+from tests.servers.pubsub import PubsubServer
+from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer, find_redis, find_valkey
 from tests.servers.zookeeper import DurableZookeeper, ZookeeperServer
 
@@ -262,13 +264,49 @@ def _spoil_zookeeper(url: str, queue: str) -> None:
 # A session lasts 1 s at least on this server, which looks every 0.5 s whether one is over.
 _ZOOKEEPER = Case("zookeeper", _zookeeper, restart=_restart_zookeeper, spoil=_spoil_zookeeper, death=2.2, lease=0.8)
 
+
+def _restart_rabbit(services: Services) -> tuple[str, Callable[[], None]]:
+    server = services.own(RabbitServer)
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    return server.url, restart
+
+
+def _spoil_rabbit(url: str, queue: str) -> None:
+    import pika
+
+    from qnb.brokers.rabbitmq_names import Names
+    from qnb.settings import parse_url
+
+    address = parse_url(url)
+    parameters = pika.ConnectionParameters(address.host, address.port(5672))
+    with pika.BlockingConnection(parameters) as connection:
+        name = Names(address.options["prefix"]).queue(queue)
+        full = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        connection.channel().queue_declare(name, durable=True, arguments=full)
+
+
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
     _redis_case("rediss", "tls"),
+    Case(
+        "amqp",
+        lambda services: with_options(services.common(RabbitServer).url, prefix=services.word()),
+        restart=_restart_rabbit,
+        spoil=_spoil_rabbit,
+    ),
     _ZOOKEEPER,
+    Case(
+        "pubsub",
+        lambda services: with_options(services.common(PubsubServer).url, prefix=services.word()),
+        lease=0.8,
+    ),
 )
 BACKENDS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),

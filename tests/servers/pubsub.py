@@ -1,0 +1,63 @@
+"""Google's emulator of Pub/Sub: a jar that gcloud brings (`gcloud components install pubsub-emulator`)."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.servers.base import Server, Unavailable, free_port, port_is_open
+
+_JAR = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
+
+
+def find_jar() -> str | None:
+    """The emulator's jar: QNB_PUBSUB_EMULATOR_JAR, else where gcloud puts it."""
+    named = os.environ.get("QNB_PUBSUB_EMULATOR_JAR")
+    if named:
+        return named
+    for root in _roots():
+        found = sorted(glob.glob(str(root / _JAR)))
+        if found:
+            return found[-1]
+    return None
+
+
+def _roots() -> Iterator[Path]:
+    if os.environ.get("CLOUDSDK_ROOT_DIR"):
+        yield Path(os.environ["CLOUDSDK_ROOT_DIR"])
+    gcloud = shutil.which("gcloud")
+    if gcloud:
+        yield Path(gcloud).resolve().parents[1]
+    home = Path.home()
+    yield from (Path("/usr/lib/google-cloud-sdk"), Path("/usr/share/google-cloud-sdk"), Path("/opt/google-cloud-sdk"))
+    yield from (Path("/snap/google-cloud-cli/current"), home / "google-cloud-sdk", Path("/root/google-cloud-sdk"))
+
+
+class PubsubServer(Server):
+    """The emulator. It keeps nothing over a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        jar, java = find_jar(), shutil.which("java")
+        if jar is None:
+            raise Unavailable(
+                "no emulator here: gcloud components install pubsub-emulator, or apt install "
+                "google-cloud-cli-pubsub-emulator; QNB_PUBSUB_EMULATOR_JAR names its jar"
+            )
+        if java is None:
+            raise Unavailable("the emulator needs java")
+        self._jar, self._java, self.port = jar, java, free_port()
+        number = re.search(r"emulator-([\d.]+)-all", jar)
+        self.version = f"Google's Pub/Sub emulator {number[1] if number else jar}"
+        self.host = f"127.0.0.1:{self.port}"
+        self.url = f"pubsub://test@{self.host}"
+
+    def command(self) -> Sequence[str]:
+        return [self._java, "-Xmx512m", "-jar", self._jar, "--host=127.0.0.1", f"--port={self.port}"]
+
+    def up(self) -> bool:
+        return port_is_open(self.port) and "Server started" in self.log()
