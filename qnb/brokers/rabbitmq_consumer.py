@@ -1,0 +1,437 @@
+"""Taking messages from RabbitMQ on leases.
+
+The server's own lease is the connection: what a client holds goes back when that breaks, and counts. A lease that a
+living client lets lapse is given back by the link's thread. A message is asked for only when somebody waits for it
+(subscribe for as many as are wanted, and cancel), since what a subscription brings beyond that would wait here for
+nobody. Who finds nothing stands by with a subscription for one message each from the queue and from its companion.
+
+What is held when the connection breaks comes back to its queue; when it comes back to the same consumer within the
+lease, that one goes on holding it, and is not given it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pika import spec
+
+from qnb.brokers.base import Delivery
+from qnb.brokers.rabbitmq_admin import NOT_FOUND, Admin
+from qnb.brokers.rabbitmq_held import GONE, Held, Ledger
+from qnb.brokers.rabbitmq_link import (
+    Answer,
+    Channel,
+    ChannelClosed,
+    Connection,
+    ConnectionLost,
+    Done,
+    Link,
+    Owner,
+    User,
+)
+from qnb.brokers.rabbitmq_publish import Publisher
+from qnb.brokers.rabbitmq_wire import Arrived, Content, Properties, encode_ack, encode_nack
+from qnb.errors import BrokerError, QnbError
+
+_ANSWER_SECONDS = 10.0
+_CLOSE_SECONDS = 2.0
+# What came in excess waits so long for the next receive_many before it goes back.
+_IDLE_SECONDS = 0.2
+COUNT_HEADER, REASON_HEADER = "qnb-failed", "qnb-reason"
+
+
+class _Subscription:
+    """To a queue or its companion. It must not be cancelled before it is confirmed: that ends the connection."""
+
+    def __init__(self, queue: str, urgent: bool) -> None:
+        self.queue, self.urgent = queue, urgent
+        self.confirmed = False
+        self.ending: list[Done] = []  # who waits for its end, once that is wanted
+
+
+class RabbitConsumer(Owner, User):
+    """See Consumer of the ports."""
+
+    def __init__(
+        self, link: Link, admin: Admin, publisher: Publisher, queues: Sequence[str], prefetch: int, lease: float | None
+    ) -> None:
+        self._link, self._admin, self._publisher = link, admin, publisher
+        self._queues = list(dict.fromkeys(queues))
+        self._prefetch, self._forced = max(1, prefetch), lease
+        self._receiving = threading.Lock()
+        self._changed = threading.Condition()
+        self._ledger = Ledger()
+        self._channel: Channel | None = None
+        self._error: QnbError | None = None
+        self._subscribed: dict[str, _Subscription] = {}  # by consumer tag
+        self._tags = itertools.count(1)
+        self._turn = 0
+        self._woken = self._closed = self._stale = False
+        self._timer: object = None
+        self._timer_at = 0.0
+        self.lease = lease or 0.0
+        self._prepare()
+        link.add(self)
+
+    # ------------------------------------------------------------ receiving
+
+    def receive_many(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        deadline = time.monotonic() + timeout
+        with self._receiving:
+            while True:
+                room = min(limit, self._prefetch - len(self._ledger.held))
+                if room > 0:
+                    self._gather(room, deadline)
+                    got = self._hand_out(room)
+                    if got:
+                        return got
+                else:
+                    self._wait(deadline, lambda: len(self._ledger.held) < self._prefetch)
+                if self._closed or self._woken or time.monotonic() >= deadline:
+                    self._woken = False
+                    return []
+
+    def _wait(self, deadline: float, enough: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: enough() or self._closed or self._woken, max(0.0, deadline - time.monotonic())
+            )
+
+    def _prepare(self) -> None:
+        for queue in self._queues:
+            self._admin.ensure(queue)
+        self.lease = self._forced or min((self._admin.lease(queue) for queue in self._queues), default=self.lease)
+
+    def _gather(self, room: int, deadline: float) -> None:
+        """Get what is there into the buffer, the companions' first; when there is nothing, stand by until it comes."""
+        if self._channel is None:
+            self._wait(deadline, lambda: self._channel is not None or self._error is not None)
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._channel is None:
+                return
+        try:
+            self._prepare()
+            self._turn += 1
+            turn = self._turn % max(1, len(self._queues))
+            queues = self._queues[turn:] + self._queues[:turn]
+            for urgent in (True, False):
+                for queue in queues:
+                    missing = room - len(self._ledger.buffer)
+                    if missing > 0:
+                        self._fetch(queue, urgent, missing)
+            if not self._ledger.buffer and time.monotonic() < deadline:
+                self._stand_by(queues, deadline)
+        except ConnectionLost:
+            pass  # the loop waits for the next channel
+        except ChannelClosed as error:
+            if error.code != NOT_FOUND:
+                raise error.translate(self._link.target.place) from error
+
+    def _fetch(self, queue: str, urgent: bool, count: int) -> None:
+        """Take up to so many messages that are there now."""
+        answer = Answer()
+
+        def start() -> None:
+            channel = self._channel
+            if channel is None:
+                answer.put(ConnectionLost("no channel"))
+                return
+            tag = self._subscribe(channel, queue, urgent, count)
+            self._cancel(channel, tag, answer.put)
+
+        self._link.post(start)
+        answer.get(_ANSWER_SECONDS)
+
+    def _stand_by(self, queues: Sequence[str], deadline: float) -> None:
+        """Wait for a message from any of the queues."""
+        channel, tags = self._channel, list[str]()
+
+        def start() -> None:
+            if channel is not None and channel is self._channel:
+                tags.extend(self._subscribe(channel, queue, urgent, 1) for queue in queues for urgent in (True, False))
+
+        def stop() -> None:
+            self._cancel_all(channel, tags, answer)
+
+        answer = Answer()
+        self._link.post(start)
+        try:
+            self._wait(deadline, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
+        finally:
+            self._stale = False
+            self._link.post(stop)
+        if not self._ledger.buffer:
+            answer.get(_ANSWER_SECONDS)  # so that nothing is taken by a subscription that nobody waits for
+
+    def _hand_out(self, room: int) -> list[Delivery]:
+        now = time.monotonic()
+        with self._changed:
+            if self._closed:
+                return []
+            taken = self._ledger.take(room, now + self.lease)
+            left = bool(self._ledger.buffer)
+        doubtful = [held for held in taken if held.uncounted]
+        if doubtful:
+            self._settle_by_copy(doubtful)
+            taken = [held for held in taken if not held.uncounted]
+        if taken and (self._timer is None or self._timer_at > now + self.lease):
+            self._link.post(self._set_timer)
+        if left:
+            self._link.post(lambda: self._later(_IDLE_SECONDS))
+        return [Delivery(held.queue, held.body, held.deliveries, held) for held in taken]
+
+    def take_from(self, queues: Sequence[str]) -> None:
+        with self._changed:
+            self._queues = list(dict.fromkeys(queues))
+            self._stale = True
+            self._changed.notify_all()
+        answer = Answer()
+
+        def stop() -> None:
+            others = [tag for tag, one in self._subscribed.items() if one.queue not in self._queues]
+            self._cancel_all(self._channel, others, answer)
+
+        self._link.post(stop)
+        with contextlib.suppress(ConnectionLost, ChannelClosed):  # then nothing is subscribed
+            answer.get(_ANSWER_SECONDS)
+        with self._changed:
+            strays = self._ledger.strays(self._queues)
+        self._settle_by_copy(strays)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ settling
+
+    def ack_many(self, deliveries: Sequence[Delivery]) -> None:
+        with self._changed:
+            self._drop(self._ledger.settle(deliveries, time.monotonic(), remember=True))
+            self._changed.notify_all()
+
+    def _drop(self, settled: Sequence[Held]) -> None:
+        """Ack on the server; what a broken connection took away is acked should it come back."""
+        channel = self._channel
+        if channel is None:
+            return
+        tags = self._ledger.acks([held.tag for held in settled if held.channel is channel])
+        if tags:
+            data = b"".join(encode_ack(channel.number, tag, multiple) for tag, multiple in tags)
+            self._link.post(lambda: channel.write(data))
+
+    def release_many(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
+        # By a copy that says how often it has failed: a nack would count as one more.
+        with self._changed:
+            settled = self._ledger.settle(deliveries, time.monotonic())
+        self._settle_by_copy(settled, delay)
+
+    def reject_many(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        with self._changed:
+            settled = self._ledger.settle(deliveries, time.monotonic())
+        reason = reason.encode()[:20_000].decode("utf-8", "ignore")
+        here = [held for held in settled if held.channel is not None]
+        places = {queue: self._admin.dead_queue(queue) for queue in {held.queue for held in here}}
+        contents = [
+            Content("", places[held.queue], held.body, Properties(held.id, {REASON_HEADER: reason})) for held in here
+        ]
+        self._exchange(here, contents)
+
+    def _settle_by_copy(self, settled: Sequence[Held], delay: float = 0.0, patience: float | None = None) -> None:
+        here = [held for held in settled if held.channel is not None]  # others are back in their queues already
+        contents = []
+        for held in here:
+            name = self._admin.names.urgent(held.queue) if held.urgent else self._admin.names.queue(held.queue)
+            if delay > 0:
+                name = self._admin.late_queue(held.queue, delay, held.urgent)
+            failed = held.deliveries - 1
+            headers = {COUNT_HEADER: failed} if failed else {}
+            contents.append(Content("", name, held.body, Properties(self._publisher.new_id(), headers, held.priority)))
+        self._exchange(here, contents, patience)
+
+    def _exchange(self, settled: Sequence[Held], contents: Sequence[Content], patience: float | None = None) -> None:
+        """Publish what stands for them; ack them once that is confirmed."""
+        try:
+            if contents:
+                unsent = self._publisher.send(contents, self._admin.options.patience if patience is None else patience)
+                if unsent.refused:
+                    raise BrokerError(f"the RabbitMQ at {self._link.target.place} refuses to take messages back")
+                # A queue that was removed meanwhile wants none of its messages.
+        except BaseException:
+            with self._changed:
+                self._ledger.restore(settled)
+            raise
+        with self._changed:
+            self._drop(settled)
+            self._changed.notify_all()
+
+    def extend_many(self, deliveries: Sequence[Delivery], seconds: float) -> None:
+        now = time.monotonic()
+        with self._changed:
+            self._ledger.extend(deliveries, now, seconds)
+            sooner = self._timer_at > now + seconds
+        if sooner:
+            self._link.post(self._set_timer)
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        left = self._receiving.acquire(timeout=5.0)
+        try:
+            with self._changed:
+                rest = self._ledger.empty(time.monotonic())
+            if self._link.connection is not None:
+                self._settle_by_copy(rest, patience=_CLOSE_SECONDS)
+        except BrokerError:
+            pass  # the server is away, and has it all back already
+        finally:
+            self._link.remove(self)
+            self._link.post(lambda: self._channel.close() if self._channel else None)
+            if left:
+                self._receiving.release()
+
+    # ------------------------------------------------------------ in the link's thread
+
+    def link_up(self, connection: Connection) -> None:
+        with self._changed:
+            self._channel = Channel(connection, self)
+            self._changed.notify_all()
+
+    def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
+        tag = f"c{next(self._tags)}"
+        name = self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)
+        subscription = self._subscribed[tag] = _Subscription(queue, urgent)
+
+        def confirmed(reply: Any) -> None:
+            subscription.confirmed = True
+            if subscription.ending:
+                self._end(channel, tag, reply)
+
+        channel.ask(spec.Basic.Qos(0, min(count, 65535), False), lambda _: None)
+        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, {}), confirmed)
+        return tag
+
+    def _cancel(self, channel: Channel, tag: str, done: Done) -> None:
+        """End a subscription; `done` when all that it brought is here."""
+        subscription = self._subscribed.get(tag)
+        if subscription is None:
+            done(None)
+            return
+        subscription.ending.append(done)
+        if subscription.confirmed and len(subscription.ending) == 1:
+            self._end(channel, tag, None)
+
+    def _cancel_all(self, channel: Channel | None, tags: Sequence[str], answer: Answer) -> None:
+        """End these subscriptions; the answer comes when all that they brought is here."""
+        if channel is None or channel is not self._channel:
+            answer.put(ConnectionLost("no channel"))
+            return
+        left = set(tags)
+
+        def ended(tag: str, reply: Any) -> None:
+            left.discard(tag)
+            if not left or isinstance(reply, Exception):
+                answer.put(reply)
+
+        for tag in tags:
+            self._cancel(channel, tag, partial(ended, tag))
+        if not tags:
+            answer.put(None)
+
+    def _end(self, channel: Channel, tag: str, reply: Any) -> None:
+        def over(reply: Any) -> None:
+            subscription = self._subscribed.pop(tag, None)
+            for done in subscription.ending if subscription else ():
+                done(reply)
+
+        if isinstance(reply, Exception):
+            over(reply)
+        else:
+            channel.ask(spec.Basic.Cancel(tag, False), over)
+
+    def arrived(self, arrived: Arrived, properties: Properties, body: bytes) -> None:
+        subscription = self._subscribed[arrived.consumer]
+        queue, urgent = subscription.queue, subscription.urgent
+        headers = properties.headers
+        counted = headers.get("x-delivery-count")
+        failed = int(headers.get(COUNT_HEADER, 0)) + int(counted or arrived.redelivered)
+        held = Held(queue, urgent, properties.id, body, 1 + failed, properties.priority)
+        held.tag, held.channel = arrived.tag, self._channel
+        held.uncounted = arrived.redelivered and counted is None
+        with self._changed:
+            if arrived.redelivered and self._ledger.known(held, time.monotonic()):
+                if held.state == GONE and self._channel is not None:
+                    self._channel.write(encode_ack(self._channel.number, arrived.tag, False))
+                return
+            self._ledger.add(held)
+            self._changed.notify_all()
+
+    def cancelled(self, consumer: str) -> None:
+        ended = self._subscribed.pop(consumer, None)
+        with self._changed:
+            if ended is not None:
+                self._admin.forget(ended.queue)
+            self._stale = True
+            self._changed.notify_all()
+
+    def closed(self, error: Exception) -> None:
+        if isinstance(error, ChannelClosed) and error.code == NOT_FOUND:
+            for queue in self._queues:
+                self._admin.forget(queue)
+        subscribed, self._subscribed = self._subscribed, {}
+        for subscription in subscribed.values():
+            for done in subscription.ending:
+                done(error)
+        with self._changed:
+            self._channel = None
+            self._ledger.lose()
+            if isinstance(error, ChannelClosed) and error.code == 403:
+                self._error = error.translate(self._link.target.place)
+            self._changed.notify_all()
+        if isinstance(error, ChannelClosed) and not self._closed and self._link.connection is not None:
+            self.link_up(self._link.connection)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._link.forget(self._timer)
+            self._timer = None
+        with self._changed:
+            soonest = self._ledger.soonest()
+        if soonest is not None and not self._closed:
+            self._timer_at = soonest
+            self._timer = self._link.later(max(0.005, soonest - time.monotonic()), self._lapse)
+
+    def _lapse(self) -> None:
+        self._timer = None
+        with self._changed:
+            for held in self._ledger.lapsed(time.monotonic()):
+                if held.channel is not None and held.channel is self._channel:
+                    self._channel.write(encode_nack(self._channel.number, held.tag))
+            self._changed.notify_all()
+        self._set_timer()
+
+    def _later(self, seconds: float) -> None:
+        """In a while, give back what came in excess, unless somebody takes it by then."""
+        self._link.later(seconds, lambda: threading.Thread(target=self._give_back, daemon=True).start())
+
+    def _give_back(self) -> None:
+        if not self._receiving.acquire(blocking=False):
+            return  # somebody takes it
+        try:
+            with self._changed:
+                strays = self._ledger.strays(())
+            if strays and not self._closed:
+                self._settle_by_copy(strays)
+        finally:
+            self._receiving.release()
