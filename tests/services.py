@@ -22,11 +22,13 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.servers.base import Server, Unavailable, free_port
+from tests.servers.cassandra import CassandraServer
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 from tests.servers.pubsub import PubsubServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer, find_redis, find_valkey
+from tests.servers.sqs import SqsServer
 from tests.servers.zookeeper import DurableZookeeper, ZookeeperServer
 
 ServerType = TypeVar("ServerType", bound=Server)
@@ -289,6 +291,11 @@ def _spoil_rabbit(url: str, queue: str) -> None:
         connection.channel().queue_declare(name, durable=True, arguments=full)
 
 
+def _restart_sqs(services: Services) -> tuple[str, Callable[[], None]]:
+    server = services.own(SqsServer)
+    return server.url, server.restart
+
+
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
@@ -303,6 +310,14 @@ BROKERS: Sequence[Case] = (
     ),
     _ZOOKEEPER,
     Case(
+        "sqs",
+        lambda services: with_options(services.common(SqsServer).url, prefix=services.word()),
+        restart=_restart_sqs,
+        lease=1.0,
+        death=3.5,  # whole seconds, and one more for the way
+        ordered=False,
+    ),
+    Case(
         "pubsub",
         lambda services: with_options(services.common(PubsubServer).url, prefix=services.word()),
         lease=0.8,
@@ -315,4 +330,5 @@ BACKENDS: Sequence[Case] = (
     _redis_case("valkey", "valkey"),
     _server_case("postgresql", PostgresqlServer),
     _server_case("mysql", MariadbServer),
+    _server_case("cassandra", CassandraServer),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qnb.backends.base import RESULT_SECONDS
+from qnb.backends.spans import join
 from qnb.backends.sql_engine import Engine, FileEngine
 from qnb.brokers.sqlite_schema import BACKEND_TABLES, table_prefix
 from qnb.errors import BackendUnavailable
@@ -120,7 +121,7 @@ class SqlBackend:
         if widest is None:
             return []
         found: dict[int, Stored] = {}
-        joined = _join(spans)
+        joined = join(spans)
         for start in range(0, len(joined), SPANS):
             some = dict(values)
             parts = []
@@ -185,14 +186,3 @@ class SqlBackend:
             self._closed = True
             if self._opened is not None:
                 self._opened.close()
-
-
-def _join(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(first, count) spans as (first, end), those that touch made one."""
-    joined: list[tuple[int, int]] = []
-    for first, count in sorted(spans):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], first + count))
-        elif count > 0:
-            joined.append((first, first + count))
-    return joined
