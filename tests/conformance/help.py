@@ -14,6 +14,7 @@ import pytest
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Consumer, Delivery, Inbox
+from qnb.features import Support
 from qnb.message import Envelope, Note
 from qnb.registry import open_backend, open_broker, partner_url
 from tests.services import Case, with_options
@@ -101,6 +102,14 @@ def _gather(receive: Callable[[int, float], Sequence[Any]], count: int, within: 
 def nothing(consumer: Consumer, seconds: float = 0.2) -> bool:
     """Whether no delivery comes for so long."""
     return not consumer.receive_many(1000, seconds)
+
+
+def waits(broker: Broker, queue: str, count: int) -> bool:
+    """Whether so many messages wait there. Of a broker that has no depth it is only seen whether nothing waits."""
+    if broker.features.queue_depth is not Support.NONE:
+        return broker.depth(queue) == count
+    assert broker.depth(queue) is None
+    return count > 0 or broker.purge(queue) == 0
 
 
 class Later:

@@ -9,7 +9,7 @@ import pytest
 
 from qnb.brokers.base import Turn
 from qnb.message import Envelope, Note, Stored
-from tests.conformance.help import Later, Place, bodies, messages, numbered, read, take
+from tests.conformance.help import Later, Place, bodies, messages, numbered, read, take, waits
 from tests.services import Case, Services
 
 Restart = Callable[[], None]
@@ -67,7 +67,7 @@ def test_the_same_connections_go_on(durable: tuple[Place, Restart]) -> None:
         time.sleep(0.1)
     assert reading.result()[0] == Note("me", "event", b"hello")
     consumer.close()
-    assert broker.depth("q") == 1, "acked in the meantime; the other one was released"
+    assert waits(broker, "q", 1), "acked in the meantime; the other one was released"
 
 
 def test_publishing_while_the_server_is_away(durable: tuple[Place, Restart]) -> None:
