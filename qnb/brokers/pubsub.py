@@ -26,6 +26,7 @@ from qnb.brokers.pubsub_link import ACKNOWLEDGE, MODIFY, PATIENCE, PULL, SEEK, G
 from qnb.brokers.pubsub_shelf import (
     DEAD,
     DELAY,
+    HINT,
     LATER,
     LEVEL,
     MESSAGE_BYTES,
@@ -111,7 +112,7 @@ class PubsubBroker:
             groups.setdefault((envelope.queue, LATER if envelope.delay > 0 else envelope.priority), []).append(envelope)
         failed: list[Envelope] = []
         error: QnbError | None = None
-        for (queue, part), group in groups.items():
+        for (queue, part), group in sorted(groups.items(), key=lambda item: str(item[0][1]), reverse=True):
             refused, why = self._put(queue, part, group, away=isinstance(error, BrokerUnavailable))
             failed += refused
             error = why or error
@@ -187,7 +188,7 @@ class PubsubBroker:
                     subscription=self._link.subscription(name), ack_ids=[each.ack_id for each in received]
                 ),
             )
-            total += len(received)
+            total += sum(HINT not in each.message.attributes for each in received)
         return total
 
     def _pull(self, name: str, limit: int) -> Sequence[Any]:

@@ -49,6 +49,7 @@ LOOK_SECONDS = 0.1
 QUICK_SECONDS = 1.0
 # How long what came too late for a receive may lie here for the next one.
 LINGER_SECONDS = 0.1
+SEND_SECONDS = 5.0
 # Leases beyond the server's longest deadline are renewed this long before it ends.
 RENEW_SECONDS = 60.0
 
@@ -249,7 +250,7 @@ class PubsubConsumer:
     def _arrived(self, source: Source, future: Any, *, quick: bool) -> None:
         """A pull is over; on a thread of grpc."""
         got: list[Delivery] = []
-        hints: list[tuple[str, str]] = []
+        hints: list[str] = []
         trouble: Any = None
         try:
             got = self._unpack(source, future.result().received_messages, hints)
@@ -257,6 +258,20 @@ class PubsubConsumer:
             trouble = error
         except grpc.FutureCancelledError:
             pass
+        wanted = server_deadline(self.lease)
+        modified = None
+        if got and wanted != source.deadline:
+            # First, for the server must not wait longer for a holder that dies. Should it fail, it does.
+            modified = self._send(MODIFY, source, [d.token.ack_id for d in got], wanted)
+        if modified is not None:
+            modified.add_done_callback(lambda _: self._accept(source, got, trouble, quick=quick))
+        else:
+            self._accept(source, got, trouble, quick=quick)
+        for part in hints:
+            self.learn(source.queue, part)
+
+    def _accept(self, source: Source, got: list[Delivery], trouble: Any, *, quick: bool) -> None:
+        """What a pull brought is to be handed out; on a thread of grpc."""
         with self._changed:
             if quick:
                 source.quick = None
@@ -274,10 +289,8 @@ class PubsubConsumer:
             self._notify()
         if got and over:
             self._keeper.soon(lambda: self._give_back(got))
-        for queue, part in hints:
-            self.learn(queue, part)
 
-    def _unpack(self, source: Source, received: Iterable[Any], hints: list[tuple[str, str]]) -> list[Delivery]:
+    def _unpack(self, source: Source, received: Iterable[Any], hints: list[str]) -> list[Delivery]:
         got: list[Delivery] = []
         done: list[str] = []
         for each in received:
@@ -285,23 +298,22 @@ class PubsubConsumer:
             before = 0
             if data.attributes:
                 if HINT in data.attributes:
-                    hints.append((source.queue, data.attributes[HINT]))
+                    hints.append(data.attributes[HINT])
                     done.append(each.ack_id)
                     continue
                 before = _number(data.attributes.get(COUNT, "0"))
             count = before + max(1, each.delivery_attempt)
             got.append(Delivery(source.queue, data.data, count, Held(source, each.ack_id)))
-        wanted = server_deadline(self.lease)
-        if got and wanted != source.deadline:
-            self._send(MODIFY, source, [d.token.ack_id for d in got], seconds=wanted)
         if done:
             self._send(ACKNOWLEDGE, source, done)
         return got
 
-    def _send(self, method: Any, source: Source, ids: list[str], seconds: int = 0) -> None:
-        """Without a wait for the answer: should it fail, what the subscription gives by itself holds."""
-        for start in range(0, len(ids), ACK_IDS):
-            self._link.start(method, self._request(method, source, ids[start : start + ACK_IDS], seconds), 10.0)
+    def _send(self, method: Any, source: Source, ids: list[str], seconds: int = 0) -> Any:
+        """One try, without a wait for the answer: a future; None when the broker was closed in this moment."""
+        try:
+            return self._link.start(method, self._request(method, source, ids, seconds), SEND_SECONDS)
+        except BrokerError:
+            return None
 
     def _request(self, method: Any, source: Source, ids: list[str], seconds: int = 0) -> Any:
         name = self._link.subscription(source.name)

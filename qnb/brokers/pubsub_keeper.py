@@ -39,6 +39,7 @@ class Keeper:
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
+        shelf.on_use = self._tell
         self._changed = threading.Condition()
         self._served: dict[Tended, Sequence[str]] = {}
         self._laters: dict[str, Later] = {}
@@ -151,6 +152,12 @@ class Keeper:
                 job()
             except QnbError as error:
                 log.debug("%s", error)
+
+    def _tell(self, queue: str, part: str) -> None:
+        with self._changed:
+            served = [consumer for consumer, queues in self._served.items() if queue in queues]
+        for consumer in served:
+            consumer.learn(queue, part)
 
     def _scan(self, now: float) -> float:
         parts = [found for name in self._shelf.look() if (found := self._shelf.take_apart(name))]

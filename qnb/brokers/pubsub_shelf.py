@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -83,6 +83,8 @@ class Shelf:
         self._lock = threading.RLock()
         self._known: set[str] = set()
         self._leases: dict[str, float] = {}
+        # Told of parts of queues that this process begins to use.
+        self.on_use: Callable[[str, str], None] = lambda queue, part: None
         self._base = options.prefix + "+"
         if not re.fullmatch(r"[A-Za-z][\w.~-]*", options.prefix, re.ASCII) or options.prefix.lower().startswith("goog"):
             raise ConfigurationError(
@@ -117,6 +119,7 @@ class Shelf:
             if part == DEAD or not self._attached(name):
                 self._make(queue, part, lease)
             self._known.add(name)
+        self.on_use(queue, str(part or ""))
 
     def _attached(self, name: str) -> bool:
         """Whether the subscription is there and has its topic."""
