@@ -105,21 +105,31 @@ class SqsBroker:
         for envelope in envelopes:
             groups.setdefault((envelope.queue, envelope.priority), []).append(envelope)
         failed: dict[int, Exception] = {}
-        # High priorities first, so that who is told of the low ones finds them.
-        for key in sorted(groups, key=lambda key: (key[0], -key[1])):
-            failed |= self._publish(key[0], key[1], groups[key])
+        news: dict[str, int] = {}
+        # High priorities first: what comes after them tells of levels that did not exist.
+        for queue, level in sorted(groups, key=lambda key: (key[0], -key[1])):
+            failed |= self._publish(queue, level, groups[queue, level], news)
+            if level == 0:
+                news.pop(queue, None)
+        for queue, level in news.items():
+            self._ring(queue, level)
         if failed:
             _raise(envelopes, failed, self.url)
 
-    def _publish(self, queue: str, level: int, envelopes: Sequence[Envelope]) -> dict[int, Exception]:
-        """id of an envelope → why it was not published."""
+    def _publish(
+        self, queue: str, level: int, envelopes: Sequence[Envelope], news: dict[str, int]
+    ) -> dict[int, Exception]:
+        """id of an envelope → why it was not published. `news`: queue → a level of it that did not exist."""
+        told = news.get(queue, 0)
         try:
             place, is_new = self._place(queue, level)
         except QnbError as error:
             return {id(envelope): error for envelope in envelopes}
+        if is_new:
+            news[queue] = level
         self._set_limit()
         check_envelopes(envelopes, self.features, self.url)  # once the limit of this queue is known
-        made = [(e, *entry(self._options, place, e.body, e.delay)) for e in envelopes]
+        made = [(e, *entry(self._options, place, e.body, e.delay, 0, told)) for e in envelopes]
         batches = chunks((((e, body), size) for e, body, size in made), self._options.message_size)
         send: Callable[[Any], dict[int, Exception]] = lambda batch: self._send(place, batch)  # noqa: E731
         if place.fifo and self._options.group:
@@ -131,8 +141,6 @@ class SqsBroker:
             if isinstance(answer, QueueGone):
                 answer = BrokerError(f"queue {queue} was removed while it was written to: declare it again")
             failed |= {id(e): answer for e, _ in batch} if isinstance(answer, Exception) else answer
-        if is_new:
-            self._ring(queue)
         return failed
 
     def _guarded(self, send: Callable[[Any], dict[int, Exception]], batch: Any) -> Any:
@@ -161,12 +169,12 @@ class SqsBroker:
         reason = "queue {} refuses it: {}"
         return {id(batch[n][0]): BrokerError(reason.format(place.queue, code)) for n, code in failed.items()}
 
-    def _ring(self, queue: str) -> None:
-        """Tell a consumer that waits at the queue of its first level; one that finds messages there looks by itself."""
+    def _ring(self, queue: str, level: int) -> None:
+        """Tell a consumer that waits at the queue of a level that is new; one that is busy looks by itself."""
         base = self._queues.open(queue)
         try:
             if self._queues.waiting(base) == 0:
-                bell: dict[str, Any] = {"MessageBody": sqs_body.BELL}
+                bell: dict[str, Any] = {"MessageBody": sqs_body.bell(level)}
                 if base.fifo:
                     bell |= {k: v for k, v in entry(self._options, base, b"")[0].items() if k != "MessageBody"}
                 self._client.call("send_message", QueueUrl=base.url, **bell)

@@ -2,7 +2,8 @@
 
 `qnb1|FIELDS|BASE64`. Fields are `key=value` with `;` between: `n` counts earlier deliveries that failed, `d` is when
 the message is due (Unix time in milliseconds), and `f=1` says that this is longer than SQS delays, so that consumers
-see to it; `b` is a bell: no message, but the news that there are levels.
+see to it; `l` tells of a level that is new, so that consumers look there first; `b` is a bell: no message, but the
+same news.
 Anything else on a queue is somebody else's, and is handed on as it is.
 """
 
@@ -15,20 +16,23 @@ from typing import NamedTuple
 MARK = "qnb1"
 # For the mark and its fields.
 HEAD_BYTES = 64
-BELL = f"{MARK}|b=1|"
 
 
 class Body(NamedTuple):
-    """A message's text, read. `failures`: deliveries before it was sent anew; `due`: Unix time, 0.0 for at once."""
+    """A message's text, read.
+
+    `failures`: deliveries before it was sent anew. `due`: Unix time, 0.0 for at once. `level`: one that is new, or 0.
+    """
 
     data: bytes
     failures: int = 0
     due: float = 0.0
     far: bool = False
+    level: int = 0
     bell: bool = False
 
 
-def write(data: bytes, failures: int = 0, due: float = 0.0, far: bool = False) -> str:
+def write(data: bytes, failures: int = 0, due: float = 0.0, far: bool = False, level: int = 0) -> str:
     """The text for these bytes."""
     fields = []
     if failures:
@@ -37,6 +41,8 @@ def write(data: bytes, failures: int = 0, due: float = 0.0, far: bool = False) -
         fields.append(f"d={math.ceil(due * 1000)}")
     if far:
         fields.append("f=1")
+    if level:
+        fields.append(f"l={level}")
     return f"{MARK}|{';'.join(fields)}|{binascii.b2a_base64(data, newline=False).decode()}"
 
 
@@ -50,9 +56,14 @@ def read(text: str) -> Body:
         fields = dict(part.split("=", 1) for part in head.split(";")) if head else {}
         data = binascii.a2b_base64(coded, strict_mode=True) if coded else b""
         failures, due = max(0, int(fields.get("n", 0))), int(fields.get("d", 0)) / 1000
-        return Body(data, failures, due, "f" in fields, "b" in fields)
+        return Body(data, failures, due, "f" in fields, int(fields.get("l", 0)), "b" in fields)
     except ValueError:  # binascii's error is one, too
         return Body(text.encode(errors="surrogatepass"))
+
+
+def bell(level: int) -> str:
+    """The text that tells of a new level and nothing else."""
+    return f"{MARK}|b=1;l={level}|"
 
 
 def text_bytes(data: bytes) -> int:

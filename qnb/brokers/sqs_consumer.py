@@ -27,8 +27,8 @@ log = logging.getLogger("qnb")
 
 # How long something may lie here while nobody receives.
 GRACE_SECONDS = 0.3
-# How often a consumer looks for levels that others have begun to use. One of them is told at once, by a bell.
-LEVELS_SECONDS = 60.0
+# How often a consumer looks for levels that are new, when busy and when idle. One of them is told at once.
+LEVELS_SECONDS, IDLE_LEVELS_SECONDS = 5.0, 60.0
 # A message that is due sooner is kept here until then; SQS delays by whole seconds.
 _SOON_SECONDS = 1.5
 _HOUR = 3600.0
@@ -123,7 +123,8 @@ class SqsConsumer:
                     if name in self._names:
                         self._sources.setdefault((name, 0), Source(place))
             if self._levels_at.get(name, 0.0) <= now:
-                self._levels_at[name] = now + LEVELS_SECONDS
+                busy = source is None or source.empty == 0
+                self._levels_at[name] = now + (LEVELS_SECONDS if busy else IDLE_LEVELS_SECONDS)
                 for place in self._queues.levels(name):
                     with self._lock:
                         if name in self._names:
@@ -229,9 +230,10 @@ class SqsConsumer:
                 self._order += 1
                 held = Held(source.place, message, received, hidden, self._order)
                 left = held.body.due - time.time()
+                if held.body.level and (source.place.queue, held.body.level) not in self._sources:
+                    self._levels_at[source.place.queue] = 0.0
                 if held.body.bell:
                     bells.append(held)
-                    self._levels_at[source.place.queue] = 0.0
                 elif self._closed or source.dropped:
                     back.append(held)
                 elif left > 0 and held.body.far and left > _SOON_SECONDS:

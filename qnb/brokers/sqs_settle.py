@@ -56,12 +56,12 @@ class Held:
 
 
 def entry(
-    options: Options, place: Place, data: bytes, delay: float = 0.0, failures: int = 0
+    options: Options, place: Place, data: bytes, delay: float = 0.0, failures: int = 0, level: int = 0
 ) -> tuple[dict[str, Any], int]:
-    """A message as it is sent, and its size."""
+    """A message as it is sent, and its size. `level`: a new one that it tells of."""
     due = time.time() + delay if delay > 0 else 0.0
     far = delay > (0 if place.fifo else LONGEST_DELAY)  # a FIFO queue delays no single message
-    made: dict[str, Any] = {"MessageBody": sqs_body.write(data, failures, due, far)}
+    made: dict[str, Any] = {"MessageBody": sqs_body.write(data, failures, due, far, level)}
     if place.fifo:
         made["MessageGroupId"] = options.group or uuid.uuid4().hex
         made["MessageDeduplicationId"] = uuid.uuid4().hex

@@ -63,6 +63,10 @@ class Place:
         self._opened.callback(end)
         return process
 
+    def order(self, found: Iterable[bytes]) -> list[bytes]:
+        """As they came, where this broker keeps the order of publishing; else sorted."""
+        return list(found) if self.case.ordered else sorted(found)
+
     def close(self) -> None:
         self._opened.close()
 
