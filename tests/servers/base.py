@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -29,6 +30,11 @@ def die_with_parent() -> None:
     """In the child: even a test run that is killed leaves no server behind (Linux; elsewhere atexit has to do)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+# Its one thread starts all servers: to the kernel the parent of a process is the thread that made it, and a server that
+# a short-lived thread of a test had started died with that thread.
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="servers")
 
 
 class Server:
@@ -69,8 +75,16 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
+        self._process = _STARTER.submit(self._spawn).result()
+        deadline = time.monotonic() + self.start_seconds
+        while not self._is_up():
+            if not self.running or time.monotonic() > deadline:
+                raise RuntimeError(f"{type(self).__name__} did not start:\n{self.log()[-3000:]}")
+            time.sleep(0.02)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 list(self.command()),
                 cwd=self.folder,
                 env={**os.environ, **self.environment()},
@@ -80,11 +94,6 @@ class Server:
                 preexec_fn=die_with_parent,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + self.start_seconds
-        while not self._is_up():
-            if not self.running or time.monotonic() > deadline:
-                raise RuntimeError(f"{type(self).__name__} did not start:\n{self.log()[-3000:]}")
-            time.sleep(0.02)
 
     def _is_up(self) -> bool:
         try:
