@@ -81,6 +81,11 @@ class SqlBackend:
                 raise BackendUnavailable(f"{self.url} is closed: open a new one")
             return self._opened or self._open()
 
+    @property
+    def record_bytes(self) -> int | None:
+        """The longest record or blob that the server takes; None where there is no bound worth asking for."""
+        return getattr(self._engine, "record_bytes", None)
+
     def _sweep(self) -> None:
         """Drop what has expired, about once a minute, some runs at a time: nobody's store waits long for it."""
         if time.monotonic() < self._sweep_at:

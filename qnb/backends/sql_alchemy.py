@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 BATCH_RECORDS = 1000
 BATCH_BYTES = 16 * 2**20
 TRIES = 8
-_ESCAPED = b"\0'\"\\\n\r\x1a"  # two bytes each on the way to MySQL
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -56,11 +55,14 @@ class AlchemyEngine:
         self._tables = make_tables(sqlalchemy, table_names(address, prefix), schema_of(address))
         quote = self._engine.dialect.identifier_preparer.format_table
         self.names: Mapping[str, str] = {name: quote(table) for name, table in self._tables.items()}
-        self._packet: int | None = None
+        self.record_bytes: int | None = None
         try:
             self._prepare()
+        except TypeError as error:  # of connect() of a driver
+            self.close()
+            raise explain(error, address) from error
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
 
     # ------------------------------------------------------------ tables
@@ -74,7 +76,8 @@ class AlchemyEngine:
         else:
             self.rows("SELECT 1", {})
         if self._dialect == "mysql":
-            self._packet = int(self.rows("SELECT @@max_allowed_packet", {})[0][0])
+            packet = int(self.rows("SELECT @@max_allowed_packet", {})[0][0])
+            self.record_bytes = (packet - 4096) // 2  # bytes travel as hexadecimal digits, or escaped
 
     def _make_tables(self, connection: sqlalchemy.Connection) -> None:
         sa, table = self._sa, next(iter(self._tables.values()))
@@ -161,13 +164,10 @@ class AlchemyEngine:
 
     def _check_size(self, data: bytes, what: str) -> None:
         """PayloadTooLarge for what MySQL would hang up on, which looks like a lost connection."""
-        if self._packet is None or 2 * len(data) + 4096 <= self._packet:
-            return
-        size = 2 * len(data) - len(data.translate(None, _ESCAPED)) + 4096
-        if size > self._packet:
+        if self.record_bytes is not None and len(data) > self.record_bytes:
             raise PayloadTooLarge(
-                f"{what} takes {size:,} bytes on its way, and {self._address} takes {self._packet:,}: "
-                "raise max_allowed_packet there, or store the data elsewhere and send its name"
+                f"{what} has {len(data):,} bytes, and {self._address} takes {self.record_bytes:,}: "
+                "raise max_allowed_packet there (to twice of what is to be stored), or send the name of a file"
             )
 
     # ------------------------------------------------------------ outcomes

@@ -93,6 +93,8 @@ def make_engine(sa: Any, address: Address, path: Path | None) -> sqlalchemy.Engi
         raise ConfigurationError(f"{address} has an option or driver that SQLAlchemy does not know: {error}") from error
     if path is not None:
         sa.event.listen(engine, "connect", _prepare_sqlite)
+    if dialect.driver == "pymysql" and "read_timeout" not in url.query:
+        sa.event.listen(engine, "do_connect", _greet_mysql)
     return engine
 
 
@@ -152,6 +154,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(pragma)
 
 
+def _greet_mysql(dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    """Its connect_timeout ends with the network's part; a server that then says nothing is no more waited for."""
+    connection = dialect.connect(*arguments, **{**options, "read_timeout": CONNECT_SECONDS})
+    connection._read_timeout = SILENT_SECONDS
+    return connection
+
+
 # ---------------------------------------------------------------- errors
 
 # By SQLSTATE (PostgreSQL) or number (MySQL).
@@ -174,11 +183,11 @@ _NO_DATABASE_WORDS = re.compile(r'database "?[^"]*"? does not exist|unknown data
 def code_of(error: BaseException) -> str | int | None:
     """The SQLSTATE or number in a driver's error."""
     cause = getattr(error, "orig", None) or error
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    if isinstance(state, str):
-        return state
     number = cause.args[0] if cause.args else None
-    return number if isinstance(number, int) else None
+    if isinstance(number, int):  # MySQL's drivers may give a SQLSTATE too, which says less
+        return number
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return state if isinstance(state, str) else None
 
 
 def is_transient(error: BaseException) -> bool:
@@ -206,6 +215,8 @@ def explain(error: Exception, address: Address) -> QnbError:
         return AccessDenied(f"{address} refuses: {words}; check user, password and rights")
     if code in _NO_DATABASE or _NO_DATABASE_WORDS.search(words):
         return ConfigurationError(f"{address}: {words}; create it, or name one that is there: …/NAME")
+    if isinstance(error, TypeError) or "connection option" in low or "uri query parameter" in low:
+        return ConfigurationError(f"{address} has an option that the driver does not know: {words}")
     if code in _TOO_LARGE:
         return PayloadTooLarge(f"{address} refuses the size of a record: {words}; store the data elsewhere")
     if code in _TOO_MANY or kind == "many":
