@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,10 +17,31 @@ import pytest
 
 import qnb
 from tests.faults.ledger import Log
-from tests.services import Services, with_options
+from tests.services import BROKERS, Case, Services, with_options
 
 KEY = "the key of the fault suite, used for nothing else"
 LEASE = 2.0
+# Brokers whose faults are worth seeing: valkey and rediss are redis again, and memory: has no other process.
+CASES = [case for case in BROKERS if case.processes and case.label not in ("valkey", "rediss")]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a fault happens. `lease` in seconds as asked for; `death`: within what a dead worker's tasks are taken
+    over; `restart` kills what serves it and brings it back."""
+
+    url: str
+    label: str
+    lease: float
+    death: float
+    restart: Callable[[], None] | None = None
+
+
+def ground(case: Case, url: str, restart: Callable[[], None] | None = None) -> Ground:
+    """A place with a short lease."""
+    lease = max(LEASE, case.lease)
+    late = 0.0 if case.death is None else max(0.0, case.death - case.lease)
+    return Ground(with_options(url, lease=lease), case.label, lease, lease + max(1.0, late + 0.5), restart)
 
 
 class Workers:
@@ -97,12 +119,23 @@ def log(tmp_path: Path) -> Log:
     return Log(tmp_path / "marks.txt")
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, services: Services, tmp_path: Path) -> str:
+@pytest.fixture(params=CASES, ids=lambda case: case.label)
+def place(request: pytest.FixtureRequest, services: Services) -> Ground:
     """A broker of this test's own, with a short lease."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/tasks.db?lease={LEASE}"
-    return with_options(services.redis(appendonly="yes").url, lease=LEASE)
+    return ground(request.param, request.param.place(services))
+
+
+@pytest.fixture
+def url(place: Ground) -> str:
+    """Where it is."""
+    return place.url
+
+
+@pytest.fixture(params=[case for case in CASES if case.restart and case.label != "sqlite"], ids=lambda case: case.label)
+def server(request: pytest.FixtureRequest, services: Services) -> Ground:
+    """A server of this test's own, which may be killed and comes back with its data."""
+    url, restart = request.param.restart(services)
+    return ground(request.param, url, restart)
 
 
 @pytest.fixture

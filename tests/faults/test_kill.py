@@ -13,7 +13,7 @@ from concurrent.futures import wait
 import pytest
 
 import qnb
-from tests.faults.conftest import LEASE, Workers, kill_tree
+from tests.faults.conftest import Ground, Workers, kill_tree
 from tests.faults.ledger import Log, job
 
 CALLS = 60
@@ -29,7 +29,7 @@ def outcomes_of(futures: list[qnb.Future], seconds: float = 60.0) -> list[object
     return [future.exception() or future.result() for future in futures]
 
 
-def test_killed_lane(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
+def test_killed_lane(place: Ground, url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
     session = open_session(url)
     workers.start(session, url, concurrency=2)
     work = job(SECONDS, str(log.path))
@@ -47,10 +47,10 @@ def test_killed_lane(url: str, open_session: OpenSession, workers: Workers, log:
     ]
     restarted = [started for i, pid, started in log.marks("S") if i in again and pid != victim]
     assert restarted
-    assert restarted[0] - at < LEASE  # its death was seen, and not only its silence
+    assert restarted[0] - at < place.lease  # its death was seen, and not only its silence
 
 
-def test_killed_worker(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
+def test_killed_worker(place: Ground, url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
     session = open_session(url)
     first, _ = workers.start(session, url, count=2)
     work = job(SECONDS, str(log.path))
@@ -64,7 +64,7 @@ def test_killed_worker(url: str, open_session: OpenSession, workers: Workers, lo
     ledger = log.ledger("worker kill -9", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
     work_left = CALLS * SECONDS
-    assert ledger.seconds_after < max(LEASE + 1.0, work_left + 1.0)
+    assert ledger.seconds_after < place.death + work_left + 1.0
 
 
 def test_stopped_worker(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:

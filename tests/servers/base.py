@@ -27,7 +27,10 @@ def free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """In the child: even a test run that is killed leaves no server behind (Linux; elsewhere atexit has to do)."""
+    """In the child: even a test run that is killed leaves no server behind (Linux; elsewhere atexit has to do).
+
+    It dies with the thread that has started it: a server is started in a thread that stays.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
