@@ -52,7 +52,7 @@ class SqsConsumer:
         self._held: dict[int, Held] = {}
         self._order = 0
         self._error: QnbError | None = None
-        self._woken = self._closed = False
+        self._news = self._woken = self._closed = False
         self._receiving = 0
         self._idle_since = 0.0
         self._keeper: threading.Thread | None = None
@@ -82,6 +82,9 @@ class SqsConsumer:
                 if not looked or (self._ready and self._several()):
                     self._look(limit, now=timeout <= 0)
                     looked = True
+                if self._news:  # a level that has to be looked at first
+                    self._news = looked = False
+                    continue
                 taken = self._take(limit)
                 if taken or self._woken or self._closed or time.monotonic() >= end:
                     self._woken = False
@@ -230,8 +233,10 @@ class SqsConsumer:
                 self._order += 1
                 held = Held(source.place, message, received, hidden, self._order)
                 left = held.body.due - time.time()
-                if held.body.level and (source.place.queue, held.body.level) not in self._sources:
+                new = held.body.level and (source.place.queue, held.body.level) not in self._sources
+                if new or held.body.bell:
                     self._levels_at[source.place.queue] = 0.0
+                    self._news = True
                 if held.body.bell:
                     bells.append(held)
                 elif self._closed or source.dropped:
