@@ -3,7 +3,8 @@
 URLs: amqp://user:password@host:5672/vhost, several hosts with commas; amqps:// (ssl_ca_certs, ssl_certfile,
 ssl_keyfile, ssl_check_hostname …). Options: prefix (default qnb), lease (seconds), max_message (bytes), dead_letters
 (how many are kept, 10000), patience (seconds to ride out an absence of the server, 30), heartbeat (seconds, default
-half of the lease), queue_type (quorum or classic).
+half of the lease), queue_type (quorum or classic), young (seconds for which the companion of a new quorum queue takes
+all its messages, 3).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qnb.brokers.base import DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes, with_limit
-from qnb.brokers.rabbitmq_admin import Admin, AdminOptions
+from qnb.brokers.rabbitmq_admin import YOUNG_SECONDS, Admin, AdminOptions
 from qnb.brokers.rabbitmq_bus import RabbitBus
 from qnb.brokers.rabbitmq_consumer import REASON_HEADER, RabbitConsumer
 from qnb.brokers.rabbitmq_link import Link
@@ -61,7 +62,10 @@ class RabbitBroker:
         if queue_type not in ("quorum", "classic"):
             raise ConfigurationError(f"{self.url}: queue_type is quorum or classic")
         options = AdminOptions(
-            queue_type, int(address.number("dead_letters", 10_000)), address.number("patience", 30.0)
+            queue_type,
+            int(address.number("dead_letters", 10_000)),
+            address.number("patience", 30.0),
+            address.number("young", YOUNG_SECONDS),
         )
         self._lease = address.number("lease", 0.0) or None
         self._closed = False
@@ -119,6 +123,7 @@ class RabbitBroker:
         return self._publisher.send(contents, self._admin.options.patience)
 
     def _name(self, queue: str, urgent: bool, delay: float) -> str:
+        urgent = urgent or self._admin.is_young(queue)
         if delay > 0:
             return self._admin.late_queue(queue, delay, urgent)
         return self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)

@@ -16,6 +16,7 @@ from qnb.settings import Address
 CONNECT_SECONDS = 4.5
 OPTIONS = frozenset(
     {"lease", "prefix", "max_message", "dead_letters", "patience", "heartbeat", "queue_type", "consumer_timeout"}
+    | {"young"}
 )
 _TLS_OPTIONS = frozenset(
     {"ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_check_hostname", "ssl_certfile", "ssl_keyfile"}
