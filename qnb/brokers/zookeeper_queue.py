@@ -98,6 +98,10 @@ class Content:
                 content.messages[int(found[1])] = child
         return content
 
+    def below(self, path: str) -> list[str]:
+        """The paths of its messages and packs."""
+        return [f"{path}/{node}" for node in (*self.messages.values(), *self.packs)]
+
     @property
     def free(self) -> list[str]:
         """The messages that nobody holds, in order."""
@@ -321,16 +325,27 @@ class Queues:
         return sum(len(content.messages.keys() - content.locked) for _, content in self.shards(queue))
 
     def purge(self, queue: str) -> int:
-        """Drop what nobody holds: a lock is made and removed with it, which fails where there is one."""
-        items, counts = [], []
-        for path, content in self.shards(queue):
+        """Drop what nobody holds: shards as a whole where no message is held, and none is taken meanwhile."""
+        shards = self.shards(queue)
+        whole = [(path, content) for path, content in shards if not content.locked]
+        items = [Item([delete(node) for node in (*content.below(path), path)]) for path, content in whole]
+        commit_items(self.link, items)
+        done = {path: len(content.messages) for (path, content), item in zip(whole, items, strict=True) if item.results}
+        rest = [(path, content) for path, content in shards if path not in done]
+        return sum(done.values()) + self._purge_single(rest)
+
+    def _purge_single(self, shards: Sequence[tuple[str, Content]]) -> int:
+        """A lock is made and removed with each message, which fails where there is one."""
+        items, paths = [], []
+        for path, content in shards:
             for node in content.free:
                 lock = f"{path}/{lock_name(message_parts(node)[0])}"
                 items.append(Item([self.link.create(lock), delete(lock), delete(f"{path}/{node}")]))
-                counts.append(path)
+                paths.append(path)
         commit_items(self.link, items)
-        self.sweep({path for path, item in zip(counts, items, strict=True) if item.results is not None})
-        return sum(item.results is not None for item in items)
+        dropped = [path for path, item in zip(paths, items, strict=True) if item.results is not None]
+        self.sweep(set(dropped))
+        return len(dropped)
 
     def sweep(self, paths: Iterable[str]) -> None:
         """Remove those shards of which no message is left; nobody waits for it."""
