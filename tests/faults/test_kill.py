@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from pathlib import Path
 
 import pytest
 
 import qnb
+from qnb.registry import partner_url
 from tests.faults.conftest import Ground, Workers, kill_tree
 from tests.faults.ledger import Log, job
 
@@ -100,8 +102,12 @@ time.sleep(600)
 """
 
 
-def test_killed_kernel(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
+def test_killed_kernel(
+    url: str, open_session: OpenSession, workers: Workers, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The run goes on without its kernel; every outcome is in the backend."""
+    if partner_url(url) == "rpc:":  # results that are to outlive a kernel need a place
+        monkeypatch.setenv("QNB_BACKEND", f"sqlite:///{tmp_path}/results.db")
     session = open_session(url)
     workers.start(session, url, concurrency=2)
     command = [sys.executable, "-c", KERNEL, url, str(log.path), str(SECONDS), str(CALLS)]
