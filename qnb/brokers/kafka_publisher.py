@@ -1,0 +1,128 @@
+"""Writing: one idempotent producer a broker, and a batch is confirmed when it is written everywhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from qnb.brokers.kafka_client import GONE, code_of, translate
+from qnb.brokers.kafka_records import Record
+from qnb.brokers.kafka_topics import Topics
+from qnb.errors import BrokerError, BrokerUnavailable, QnbError
+
+_AGAIN_SECONDS = 10.0
+
+
+class Publisher:
+    """Safe from any thread; batches go out one after another, each whole.
+
+    Only failures are reported message by message: what is not reported when the producer has nothing left is written.
+    """
+
+    def __init__(self, settings: dict[str, Any], topics: Topics, url: str, patience: float) -> None:
+        self._producer = Producer(
+            {
+                "enable.idempotence": True,
+                "linger.ms": 1,
+                "message.timeout.ms": int(patience * 1000),
+                "message.max.bytes": topics.options.message_bytes + 4096,
+                "queue.buffering.max.kbytes": 262_144,
+                **settings,
+                "delivery.report.only.error": True,
+            }
+        )
+        self._topics, self._url = topics, url
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._stamp = 0
+        self._closed = False
+
+    def stamp(self, count: int) -> int:
+        """The first of so many numbers in a row that order messages by time."""
+        self._stamp = first = max(time.time_ns(), self._stamp + 1)
+        self._stamp += count
+        return first
+
+    def next_partition(self, topic: str) -> int:
+        """Each in its turn."""
+        self._turn += 1
+        return self._turn % self._topics.count(topic)
+
+    def send(self, records: Sequence[Record]) -> dict[int, QnbError]:
+        """Write all, in order; which of them were not, by position, and why."""
+        if self._closed:
+            raise BrokerUnavailable(f"{self._url} is closed: open a new one")
+        failed = self._send(records)
+        deadline = time.monotonic() + _AGAIN_SECONDS
+        while gone := [at for at, code in failed.items() if code in GONE]:
+            if time.monotonic() > deadline:
+                break
+            lost = {records[at].topic for at in gone}
+            self._topics.forget(lost)
+            self._topics.ensure(lost)  # removed under way: made again
+            again = [records[at] for at in gone]
+            again = [each._replace(partition=each.partition % self._topics.count(each.topic)) for each in again]
+            for at in gone:
+                del failed[at]
+            failed |= {gone[at]: code for at, code in self._send(again).items()}
+        return {at: self._error(code, records[at]) for at, code in failed.items()}
+
+    def _send(self, records: Sequence[Record]) -> dict[int, int]:
+        failed: dict[int, int] = {}
+        by_key: dict[tuple[str, int, bytes], int] = {}
+
+        def report(error: KafkaError | None, message: Any) -> None:
+            if error is not None:
+                if not by_key:
+                    by_key.update({(r.topic, r.partition, r.key): at for at, r in enumerate(records)})
+                at = by_key[message.topic(), message.partition(), message.key()]
+                failed[at] = int(error.code())
+
+        with self._lock:
+            produce = self._producer.produce
+            for at, (topic, partition, value, key, headers) in enumerate(records):
+                try:
+                    if headers:
+                        produce(topic, value, key, partition, report, headers=headers)
+                    else:
+                        produce(topic, value, key, partition, report)
+                except (BufferError, KafkaException) as error:
+                    self._overflow(at, records[at], error, report, failed)
+            while self._producer.flush(0.5):  # in steps, so that Ctrl-C is heard
+                if self._closed:
+                    break
+        return failed
+
+    def _overflow(self, at: int, record: Record, error: Exception, report: Any, failed: dict[int, int]) -> None:
+        """The producer's own memory is full: wait for it. Anything else is that message's fault."""
+        while isinstance(error, BufferError) or code_of(error) == KafkaError._QUEUE_FULL:
+            self._producer.flush(0.5)
+            try:
+                self._producer.produce(
+                    record.topic, record.value, record.key, record.partition, report, headers=record.headers or []
+                )
+                return
+            except (BufferError, KafkaException) as again:
+                error = again
+        failed[at] = code_of(error) or KafkaError._FAIL
+
+    def _error(self, code: int, record: Record) -> QnbError:
+        return translate(KafkaError(code), self._url, f"write to topic {record.topic}")
+
+    def send_all(self, records: Sequence[Record]) -> None:
+        """Write all, or raise what happened to the first that was not written."""
+        for error in self.send(records).values():
+            raise error
+
+    def close(self) -> None:
+        """Nothing waits here: each send has ended before it returned."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self._producer.flush(1.0)
+            except KafkaException as error:  # pragma: no cover - a fatal error of the producer, told at each send
+                raise BrokerError(f"{self._url}: {error}") from error
