@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
+from functools import cache
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore import exceptions as aws
 from botocore.config import Config
+from botocore.loaders import create_loader
 
 from qnb.brokers.sqs_options import Options
 from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, ConfigurationError, PayloadTooLarge, QnbError
@@ -57,6 +60,12 @@ class Refused(BrokerError):
         self.code = code
 
 
+@cache
+def _loader() -> Any:
+    """Reads the model of SQS, which takes longer than all else: once a process."""
+    return create_loader()
+
+
 class Client:
     """SQS as methods of few words. Safe from any thread."""
 
@@ -80,7 +89,10 @@ class Client:
             user_agent_extra="qnb",
         )
         try:
+            inner = botocore.session.Session()
+            inner.register_component("data_loader", _loader())
             session = boto3.session.Session(
+                botocore_session=inner,
                 aws_access_key_id=options.key,
                 aws_secret_access_key=options.secret,
                 aws_session_token=options.token,
