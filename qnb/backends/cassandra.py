@@ -80,7 +80,8 @@ class CassandraBackend:
         self.url = str(address)
         self.place = address.options.get("prefix", "qnb")
         seconds = address.number("expires", address.number("entry_ttl", RESULT_SECONDS))
-        self._ttl = min(MOST_SECONDS, max(1, math.ceil(seconds)))
+        # The servers count whole seconds, and the one that has begun as a whole one.
+        self._ttl = min(MOST_SECONDS, max(0, math.ceil(seconds)) + 1)
         self._marked: dict[tuple[str, int], float] = {}
         self._link = Link(address)
 

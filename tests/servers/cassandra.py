@@ -36,8 +36,8 @@ commit_failure_policy: stop
 key_cache_size_in_mb: 4
 row_cache_size_in_mb: 0
 counter_cache_size_in_mb: 1
-commitlog_sync: periodic
-commitlog_sync_period_in_ms: 1000
+commitlog_sync: batch
+commitlog_sync_batch_window_in_ms: 1
 commitlog_segment_size_in_mb: 32
 commitlog_total_space_in_mb: 128
 seed_provider:
@@ -91,7 +91,7 @@ _LOGGING = """<configuration>
 _FLAGS = (
     "-Xms512m -Xmx512m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.net.preferIPv4Stack=true "
     "-Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.ring_delay_ms=1 -Dcassandra.load_ring_state=false "
-    "-Dcassandra-foreground=yes"
+    "-Dcassandra-foreground=yes -Dcassandra.superuser_setup_delay_ms=0"
 )
 
 
@@ -129,7 +129,7 @@ def _java() -> tuple[str, tuple[str, ...]]:
 
 
 class CassandraServer(Server):
-    """A private Cassandra of one node. The commit log is a mapped file: what was written outlives kill -9."""
+    """A private Cassandra of one node. It writes to the disk before it answers: what was said outlives kill -9."""
 
     start_seconds = 90.0
     login = ""
@@ -166,8 +166,24 @@ class CassandraServer(Server):
 
 
 class GuardedCassandraServer(CassandraServer):
-    """The same with users and rights; the first one, made by itself a second after the start, is cassandra."""
+    """The same with users and rights. The first user, which it makes by itself, is cassandra."""
 
     login = "cassandra:cassandra@"
     authenticator = "PasswordAuthenticator"
     authorizer = "CassandraAuthorizer"
+
+    def up(self) -> bool:
+        return super().up() and self._lets_in()
+
+    def _lets_in(self) -> bool:
+        """Whether it has made its first user."""
+        from cassandra.auth import PlainTextAuthProvider
+        from cassandra.cluster import Cluster, NoHostAvailable
+
+        first = PlainTextAuthProvider("cassandra", "cassandra")
+        with Cluster(["127.0.0.1"], port=self.port, auth_provider=first, protocol_version=3) as cluster:
+            try:
+                cluster.connect()
+            except NoHostAvailable:
+                return False
+        return True
