@@ -23,6 +23,7 @@ import pytest
 
 from tests.servers.base import Server, Unavailable, free_port
 from tests.servers.cassandra import CassandraServer
+from tests.servers.kafka import KafkaServer
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 from tests.servers.pubsub import PubsubServer
@@ -304,6 +305,16 @@ def _restart_sqs(services: Services) -> tuple[str, Callable[[], None]]:
     return server.url, server.restart
 
 
+def _restart_kafka(services: Services) -> tuple[str, Callable[[], None]]:
+    server = services.own(KafkaServer)
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    return server.url, restart
+
+
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
@@ -324,6 +335,16 @@ BROKERS: Sequence[Case] = (
         lease=1.0,
         death=3.5,  # whole seconds, and one more for the way
         ordered=False,
+    ),
+    Case(
+        "kafka",
+        lambda services: with_options(services.common(KafkaServer).url, prefix=services.word()),
+        restart=_restart_kafka,
+        lease=1.0,
+        slack=1.5,  # a consumer that comes has to be given partitions first
+        death=3.5,  # a session, and a rebalance
+        ordered=False,
+        partitioned=True,
     ),
     Case(
         "pubsub",
