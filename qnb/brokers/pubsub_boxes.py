@@ -42,7 +42,6 @@ class PubsubMailboxes:
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._base = f"{prefix}++"
-        self.ordered = link.target.emulated
 
     def make(self, name: str) -> str:
         topic, word = self._base + quote(name, safe=""), os.urandom(6).hex()
