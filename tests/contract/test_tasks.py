@@ -399,6 +399,8 @@ def test_state_of_an_id(session: qnb.Session, blocked: Gate) -> None:
 def test_state_of_an_id_in_another_session(session: qnb.Session, sister: qnb.Session) -> None:
     good, bad = session.submit(abs, -1), session.submit(int, "x")
     good.result(SECONDS), bad.exception(SECONDS)
+    if session.backend.scheme == "rpc":
+        pytest.skip("results are kept nowhere")
     assert sister.state(good.id) == "done"
     assert sister.state(bad.id) == "failed"
 
