@@ -317,6 +317,7 @@ def _restart_kafka(services: Services) -> tuple[str, Callable[[], None]]:
 
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
+    Case("theirs", lambda services: f"tests.third_party:TheirBroker?name={services.word()}", processes=False),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
@@ -360,4 +361,5 @@ BACKENDS: Sequence[Case] = (
     _server_case("postgresql", PostgresqlServer),
     _server_case("mysql", MariadbServer),
     _server_case("cassandra", CassandraServer),
+    Case("theirs", lambda services: f"tests.third_party:TheirBackend?name={services.word()}", processes=False),
 )

@@ -35,6 +35,7 @@ def place(case: Case, services: Services) -> Iterator[Place]:
 @pytest.fixture
 def vault(backend_case: Case, services: Services) -> Iterator[Place]:
     """An empty place of the backend under test."""
-    made = Place(backend_case.place(services), backend_case)
+    url = backend_case.place(services)
+    made = Place(url, backend_case, backend_url=url)
     yield made
     made.close()

@@ -23,8 +23,8 @@ from tests.services import Case, with_options
 class Place:
     """Where a test works. Everything opened through it is closed at its end."""
 
-    def __init__(self, url: str, case: Case) -> None:
-        self.url, self.case = url, case
+    def __init__(self, url: str, case: Case, *, backend_url: str | None = None) -> None:
+        self.url, self.case, self._backend_url = url, case, backend_url
         self.lease, self.slack, self.late = case.lease, case.slack, case.late
         self.death = case.lease + case.slack if case.death is None else case.death
         self._opened = ExitStack()
@@ -35,7 +35,7 @@ class Place:
         return broker
 
     def backend(self, **options: object) -> Backend:
-        backend: Backend = open_backend(with_options(partner_url(self.url), **options))
+        backend: Backend = open_backend(with_options(self._backend_url or partner_url(self.url), **options))
         self._opened.callback(backend.close)
         return backend
 
