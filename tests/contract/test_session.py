@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import qnb
+from qnb.settings import redact
 from tests.contract.conftest import KEY, new_place, run_python, until
 from tests.services import Services
 
@@ -35,7 +36,7 @@ def test_environment(kind: str, services: Services, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("QNB_BROKER", place)
     with qnb.Session(workers=0) as session:
         assert session.backend_url in (session.broker_url, "rpc:")
-        assert session.broker_url.split("?")[0] == place.split("?")[0]
+        assert session.broker_url.split("?")[0] == redact(place).split("?")[0]
     monkeypatch.setenv("QNB_BACKEND", other)
     with qnb.Session(workers=0) as session:
         assert session.broker_url != session.backend_url
