@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
-import random
 import secrets
 import socket
 import threading
@@ -17,13 +14,16 @@ from kazoo.exceptions import NotEmptyError
 
 from qnb.brokers.base import DEFAULT_LEASE, Delivery
 from qnb.brokers.memory_bus import Gate
+from qnb.brokers.zookeeper_choice import Chooser
 from qnb.brokers.zookeeper_claims import Claim, claim_many
 from qnb.brokers.zookeeper_link import Item, Lost, Operation, commit_items, data_of, delete, put, same
 from qnb.brokers.zookeeper_queue import Queues
-from qnb.brokers.zookeeper_view import Shard, View, key_of, list_shards
+from qnb.brokers.zookeeper_view import View, list_shards
 from qnb.errors import BrokerError
 
 _RETRY_SECONDS = 0.5
+# Claims that come to nothing since others are faster, before a pause.
+_TRIES = 50
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +55,8 @@ class ZookeeperConsumer:
         self._doubtful: list[Claim] = []
         self._session = self._link.session_id
         self._woken = self.closed = self._full = False
+        self._chooser = Chooser()
+        self._wait: float | None = None  # with what is there, but is left to others for a moment
         self._keeper: threading.Thread | None = None
         self._change()
         self.lease = lease or min((view.lease for view in self._views), default=DEFAULT_LEASE)
@@ -81,9 +83,14 @@ class ZookeeperConsumer:
                     self._woken = False
                     return got
                 if self._asked is None:
-                    patience = [view.patience for view in self._views] if room > 0 else []
-                    self._gate.wait(min([deadline - now, *patience]))
+                    self._gate.wait(min([deadline - now, *self._patience(room)]))
         return []
+
+    def _patience(self, room: int) -> list[float]:
+        """Seconds after which there may be something to do without being told."""
+        if room <= 0:
+            return []
+        return [*(view.patience for view in self._views), *(() if self._wait is None else (self._wait,))]
 
     def _after_loss(self, deadline: float) -> None:
         for view in self._views:
@@ -102,6 +109,7 @@ class ZookeeperConsumer:
         """Take from other queues."""
         names, self._asked = self._asked or [], None
         known = {view.queue: view for view in self._views}
+        self._link.post([delete(view.me) for view in self._views if view.queue not in names])
         self._views = [known.get(name) or View(self._queues, name, self.name, self._gate.open) for name in names]
         self._served.update(names)
 
@@ -115,18 +123,24 @@ class ZookeeperConsumer:
             self._settle_doubts()
         got: list[Claim] = []
         asked = time.monotonic()
-        collided = False
-        for _ in range(20):
-            chosen, unlisted = self._choose(room, spread=collided)
-            if unlisted:
-                list_shards(self._link, self._queues, unlisted)
+        for _ in range(_TRIES):
+            choice = self._chooser.choose(self._views, room)
+            if choice.refresh:
+                for view in self._views:
+                    view.refresh()
                 continue
-            if not chosen:
+            if choice.unlisted:
+                list_shards(self._link, self._queues, choice.unlisted)
+                continue
+            self._wait = choice.wait
+            if not choice.claims:
                 break
-            got = self._claim(chosen)
+            got = self._claim(choice.claims)
+            self._chooser.claimed(len(choice.claims), len(got))
             if got or self._asked is not None:  # all that was wanted, or what others left of it
                 break
-            collided = True
+        else:
+            self._wait = _RETRY_SECONDS
         return self._hand_out(got, asked)
 
     def _claim(self, chosen: list[Claim]) -> list[Claim]:
@@ -138,33 +152,6 @@ class ZookeeperConsumer:
             except Lost:
                 self._doubtful += chosen
                 raise
-
-    def _choose(self, room: int, *, spread: bool) -> tuple[list[Claim], list[tuple[View, Shard]]]:
-        """Messages to claim; or the shards to ask before that can be said."""
-        each = [zip(itertools.repeat(view), view.candidates()) for view in self._views]
-        ordered = each[0] if len(each) == 1 else heapq.merge(*each, key=lambda pair: key_of(pair[1]))
-        chosen: list[Claim] = []
-        unlisted: list[tuple[View, Shard]] = []
-        expected = 0
-        for view, shard in ordered:
-            if expected >= room:
-                break
-            if shard.free is None:
-                unlisted.append((view, shard))
-                expected += shard.name.count
-                continue
-            expected += len(shard.free)
-            if not unlisted:
-                taken = self._some(shard, room - len(chosen), spread)
-                chosen += [Claim(view, shard, node) for node in taken]
-        return chosen, unlisted
-
-    @staticmethod
-    def _some(shard: Shard, room: int, spread: bool) -> list[str]:
-        """The first ones; after a collision with another consumer some from anywhere."""
-        free = shard.free or []
-        start = random.randrange(len(free)) if spread and len(free) > room else 0
-        return (free[start:] + free[:start])[:room]
 
     def _hand_out(self, claims: Sequence[Claim], asked: float) -> list[Delivery]:
         until = asked + self.lease

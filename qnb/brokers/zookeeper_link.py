@@ -48,6 +48,7 @@ BATCH_OPERATIONS = 250
 # A session shorter than this ends whenever a machine is busy.
 SHORTEST_SESSION = 1.0
 _OPERATION_BYTES = 64  # of an operation beside its path and data: headers, lengths, ACL
+_FAILURES = 2  # of single items, after which a transaction is taken apart
 _WINDOW = 16  # batches on their way at once
 # A wait looks this often whether the client sleeps on its requests (see _Client).
 _NUDGE_SECONDS = 1.0
@@ -485,32 +486,43 @@ def commit_items(link: Link, items: Sequence[Item], tail: Sequence[Operation] = 
     `tail` is done along with each transaction, if it can be. With `once`, raises Lost instead of trying again. What
     the server does not do for reasons other than ANSWERS is raised in the end.
     """
-    waiting = [(chunk, list(tail)) for chunk in chunks(items, link.target.packet - sum(map(size_of, tail)))]
+    room = link.target.packet - sum(map(size_of, tail))
+    waiting = [_Batch(chunk, list(tail)) for chunk in chunks(items, room)]
     send = link.attempt if once else link.call_many
     while waiting:
         now, waiting = waiting[:_WINDOW], waiting[_WINDOW:]
-        starts = [link.commit([each for item in chunk for each in item.operations] + more) for chunk, more in now]
-        for (chunk, more), results in zip(now, send(starts), strict=True):
-            waiting += _sort_out(link, chunk, more, results)
+        for batch, results in zip(now, send([link.commit(batch.operations) for batch in now]), strict=True):
+            waiting += _sort_out(link, batch, results)
     for item in items:
         if isinstance(item.error, BrokerError):
             raise item.error
 
 
-def _sort_out(
-    link: Link, chunk: list[Item], tail: list[Operation], results: Sequence[Any]
-) -> list[tuple[list[Item], list[Operation]]]:
+@dataclass(slots=True)
+class _Batch:
+    """A transaction; `failures` counts those before it in which one of its items failed."""
+
+    items: list[Item]
+    tail: list[Operation]
+    failures: int = 0
+
+    @property
+    def operations(self) -> list[Operation]:
+        return [*(operation for item in self.items for operation in item.operations), *self.tail]
+
+
+def _sort_out(link: Link, batch: _Batch, results: Sequence[Any]) -> list[_Batch]:
     """Note what was done; of a transaction that failed, what is to be tried again."""
     failed = failure(results)
     place = 0
     if failed is None:
-        for item in chunk:
+        for item in batch.items:
             item.results = results[place : place + len(item.operations)]
             place += len(item.operations)
         return []
     at, error = failed
     rest = []
-    for item in chunk:
+    for item in batch.items:
         if place <= at < place + len(item.operations):
             item.error = (
                 error if isinstance(error, ANSWERS) else link.translate(error, item.operations[at - place].path)
@@ -518,10 +530,8 @@ def _sort_out(
         else:
             rest.append(item)
         place += len(item.operations)
-    if at >= place:  # of the tail
-        tail = []
-    if not rest:
-        return []
-    # One failed; the more there are, the likelier is another: halves, so that a few failures cost a few tries.
-    middle = (len(rest) + 1) // 2
-    return [(part, tail) for part in (rest[:middle], rest[middle:]) if part]
+    tail = batch.tail if at < place else []
+    failures = batch.failures + 1
+    # The next one fails at the next item, if there is another: a few cost a try each, and after that each goes alone.
+    parts = [rest] if failures <= _FAILURES else [[item] for item in rest]
+    return [_Batch(part, tail, failures) for part in parts if part]

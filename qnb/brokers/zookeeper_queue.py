@@ -42,7 +42,7 @@ BRANCHES = ("ready", "delayed", "dead", "consumers", "bell", "back")
 # Below this, two clocks are taken to agree: it is finer than asking a busy server for the time.
 SKEW_SECONDS = 0.25
 
-_SHARD = re.compile(r"(\d)(\d{13})[0-9a-f]{14}\.(\d+)\.(\d+)$")
+_SHARD = re.compile(r"(\d)(\d{13})[0-9a-f]{6}([0-9a-f]{8})\.(\d+)\.(\d+)$")
 _MESSAGE = re.compile(r"m(\d{4})-(\d+)-(\d+)$")
 _encode = msgspec.msgpack.Encoder().encode
 _pack = msgspec.msgpack.Decoder(tuple[int, list[bytes]]).decode
@@ -65,6 +65,7 @@ class ShardName:
     text: str
     priority: int
     due: float
+    number: int
     count: int
     packs: int
 
@@ -74,8 +75,8 @@ class ShardName:
         found = _SHARD.match(text)
         if found is None:
             return None
-        urgency, at, count, packs = map(int, found.groups())
-        return cls(text, PRIORITIES - 1 - urgency, at / 1000, count, packs)
+        urgency, at, number, count, packs = found.groups()
+        return cls(text, PRIORITIES - 1 - int(urgency), int(at) / 1000, int(number, 16), int(count), int(packs))
 
 
 @dataclass(slots=True)

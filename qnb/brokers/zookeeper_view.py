@@ -53,6 +53,12 @@ class View:
         self._seen = {"bell": 0, "back": 0, "delayed": 0}
         self._all_at = 0.0
         self._list_at = 0.0
+        self.rank, self.crowd = 0, 1  # which of how many consumers of this queue it is
+
+    @property
+    def me(self) -> str:
+        """The node that says that this consumer takes from this queue."""
+        return self._queues.path(self.queue, "consumers", self._consumer)
 
     # ------------------------------------------------------------ watches
 
@@ -75,6 +81,11 @@ class View:
             self._events[what] += 1
 
     # ------------------------------------------------------------ looking
+
+    def refresh(self) -> None:
+        """Ask which shards there are: others empty and remove them, which rings no bell. Raises Lost."""
+        self._events["bell"] += 1
+        self.look()
 
     @property
     def patience(self) -> float:
@@ -120,12 +131,13 @@ class View:
             self._queues.make(self.queue)
             self._events["back"] += 1
             return
-        me = path(self.queue, "consumers", self._consumer)
         if self._consumer not in there:
-            found = self._link.attempt([self._link.commit([self._link.create(me, ephemeral=True)])])[0]
+            found = self._link.attempt([self._link.commit([self._link.create(self.me, ephemeral=True)])])[0]
             failed = failure(found)
             if failed is not None and not isinstance(failed[1], (NodeExistsError, NoNodeError)):
-                raise self._link.translate(failed[1], me)
+                raise self._link.translate(failed[1], self.me)
+        names = sorted({*there, self._consumer})
+        self.rank, self.crowd = names.index(self._consumer), len(names)
         try:
             self.lease = _lease(data[0])
         except msgspec.MsgspecError:
