@@ -82,6 +82,10 @@ def _host_port(text: str, scheme: str) -> tuple[str, int | None]:
     return host.strip("[]"), int(port)
 
 
+# sentinel://a:26379;sentinel://b:26379/0
+_CELERY_SENTINEL = re.compile(r"(?:/\d*)?;(?:redis\+)?sentinel://(?:[^@/?#;]*@)?", re.IGNORECASE)
+
+
 def parse_url(url: str) -> Address:
     """Take a broker or backend URL apart; several hosts with commas; percent-encoding undone."""
     scheme, colon, rest = url.partition(":")
@@ -90,6 +94,8 @@ def parse_url(url: str) -> Address:
     scheme = scheme.lower().removeprefix("db+")  # as Celery's URLs begin
     dialect, _, driver = scheme.partition("+")
     scheme = ALIASES.get(scheme) or "+".join(filter(None, (ALIASES.get(dialect, dialect), driver)))
+    if scheme == "redis+sentinel":
+        rest = _CELERY_SENTINEL.sub(",", rest)
     try:
         parts = urlsplit("x:" + rest)  # urlsplit knows no scheme with an underscore, and needs none here
     except ValueError:  # whose message has all that stands before the path

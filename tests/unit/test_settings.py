@@ -43,6 +43,21 @@ def test_parse(url: str, scheme: str, hosts: tuple[tuple[str, int | None], ...],
     assert (address.scheme, address.hosts, address.path) == (scheme, hosts, path)
 
 
+@pytest.mark.parametrize(
+    "url, path",
+    [
+        ("sentinel://a:1;sentinel://b:2;sentinel://c/0?master=m", "/0"),
+        ("sentinel://:pw@a:1;sentinel://:pw@b:2;sentinel://:pw@c", ""),
+        ("sentinel://a:1/3;sentinel://b:2/3;sentinel://c/3", "/3"),
+    ],
+)
+def test_sentinels_as_celery_writes_them(url: str, path: str) -> None:
+    address = parse_url(url)
+    assert (address.hosts, address.path) == ((("a", 1), ("b", 2), ("c", None)), path)
+    assert address.password == ("pw" if "pw" in url else None)
+    assert parse_url(address.original) == parse_url(parse_url(address.original).original) == address
+
+
 def test_login_and_options() -> None:
     address = parse_url("redis://us%40er:p%2Fa%3As@h/0?prefix=a%20b&lease=2.5&empty=")
     assert (address.user, address.password) == ("us@er", "p/a:s")
