@@ -99,6 +99,7 @@ class Settling:
     def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
         limit = self._broker.features.limits.message_bytes
         most = OUTCOME_BYTES if self._backend.blobs or limit is None else limit
+        most = min(most, getattr(self._backend, "record_bytes", None) or most)  # of a backend that has such a bound
         if len(stored.data) > most:
             outcomes = self._signer.unpack(OUTCOMES, stored.data, Outcomes)
             if outcomes.count > 1:
