@@ -1,10 +1,13 @@
 """Redis as a broker: streams with one consumer group, a stream for each priority level in use.
 
 URLs: redis://user:password@host:port/db, rediss:// (redis-py's ssl_… options), redis+socket:///path.sock?db=0,
-redis+sentinel://h1:26379,h2:26379/db?master=mymaster (sentinel_user, sentinel_password; ssl_… for TLS to the servers).
+redis+sentinel://h1:26379,h2:26379/db?master=mymaster (sentinel_user, sentinel_password; ssl_… for TLS to the servers,
+sentinel_ssl=yes with the same to the sentinels), redis+cluster://h1:7000,h2:7000 and rediss+cluster: (some of the
+nodes; the others are found). All keys of a place have one hash tag, its prefix: a place lives on one master of a
+cluster, in one slot, so that turns are settled in one step. Places with other prefixes use the other masters.
 Options: prefix (default qnb), lease (seconds), max_message (bytes), dead_letters (how many are kept, 10000),
 patience (seconds to ride out an absence of the server, 30), health_check (seconds after which an idle connection is
-tried before use, 15).
+tried before use, 15), credentials (module:function that returns a password, or user and password, at each login).
 """
 
 from __future__ import annotations

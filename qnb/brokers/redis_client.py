@@ -38,6 +38,10 @@ _PING_SECONDS = 3.0
 _COARSE_SECONDS = 0.5
 # The server will do it, but not yet: it is starting, failing over, or inside a long script.
 _LATER = frozenset({"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS"})
+# What a cluster says when a slot moves. ASK means that a key is at neither end for sure: following it would make keys
+# at the new end that the old one still has, and the move would stop there. It is over when the answer is MOVED.
+_MOVING = frozenset({"MOVED", "ASK"})
+_ELSEWHERE = frozenset({"READONLY", "MOVED", "CLUSTERDOWN"})
 
 
 class Unanswered:
@@ -95,6 +99,9 @@ def unreachable(target: Target, kind: Kind, error: Exception) -> QnbError:
         check = "does this port speak TLS, and is its certificate from an authority you trust (ssl_ca_certs=…)?"
     elif target.socket_path:
         check = f"does the socket exist, and may you write to it? redis-cli -s {target.socket_path} ping"
+    elif target.slot is not None:
+        ask = "redis-cli -h {} -p {} cluster slots".format(*target.hosts[0])
+        check = f"are the nodes of the cluster up, and can they be reached as they name each other? {ask}"
     elif target.master:
         check = f"are the sentinels up, and do they know the service {target.master!r}?"
     else:
@@ -111,6 +118,7 @@ class Client:
     def __init__(self, target: Target, kind: Kind, patience: float = PATIENCE, health: float = HEALTH_CHECK) -> None:
         self.target, self.kind, self.patience = target, kind, patience
         self._health = health
+        self.later = _LATER if target.slot is None else _LATER | _MOVING
         self._idle: deque[tuple[Link, float]] = deque()
         self._closing = threading.Event()
 
@@ -126,7 +134,7 @@ class Client:
                     raise
                 raise unreachable(self.target, self.kind, error) from error
             except ServerError as error:
-                if error.code not in _LATER or time.monotonic() > deadline:
+                if error.code not in self.later or time.monotonic() > deadline:
                     raise self.translate(error) from error
                 time.sleep(0.05)
 
@@ -143,7 +151,7 @@ class Client:
             return replies
         outage = Outage(self.target, self.kind, self.patience if patience is None else patience)
         replies += [_UNANSWERED] * (len(commands) - len(replies))
-        while todo := [i for i, reply in enumerate(replies) if _again(reply)]:
+        while todo := [i for i, reply in enumerate(replies) if self._again(reply)]:
             self._pause(outage, trouble, [replies[i] for i in todo])
             if whole:
                 todo = list(range(len(commands)))
@@ -191,7 +199,7 @@ class Client:
                 raise
             return got, error
         except ServerError as error:  # at login
-            if error.code not in _LATER:
+            if error.code not in self.later:
                 raise self.translate(error) from error
             return got, ConnectionError(str(error))
         try:
@@ -204,12 +212,26 @@ class Client:
             if isinstance(error, OSError):
                 return got, error
             raise
-        if ServerError in map(type, got) and any(type(r) is ServerError and r.code == "READONLY" for r in got):
-            link.close()  # a master no more: a new link finds the new one
+        if ServerError in map(type, got) and self.is_astray(got):
+            link.close()  # a new link finds the new master
             self._drop_idle()
         else:
             self._idle.append((link, time.monotonic()))
         return got, None
+
+    def _again(self, reply: Reply) -> bool:
+        return reply is _UNANSWERED or (
+            isinstance(reply, ServerError) and (reply.code in self.later or reply.code == "NOSCRIPT")
+        )
+
+    def is_astray(self, replies: Sequence[Reply]) -> bool:
+        """Whether a link with these replies leads to a master that is none, or not of this slot, any more."""
+        told = next((r for r in replies if isinstance(r, ServerError) and r.code in _ELSEWHERE), None)
+        if told is not None and self.target.slot is not None:
+            from qnb.brokers.redis_route import cluster_of
+
+            cluster_of(self.target).learn(told)
+        return told is not None
 
     def _pause(self, outage: Outage, trouble: OSError | None, replies: Sequence[Reply]) -> None:
         missing = [reply for reply in replies if isinstance(reply, ServerError) and reply.code == "NOSCRIPT"]
@@ -252,19 +274,13 @@ class Client:
             remedy = "free its disk, and see its log"
             return StorageFull(f"the Redis at {place} cannot save to its disk and takes no writes: {remedy} ({error})")
         if error.code in ("MOVED", "CROSSSLOT"):
-            remedy = "qnb does not speak Redis Cluster; name a server by itself, or its sentinels"
+            remedy = "write redis+cluster: (rediss+cluster: with TLS) for redis:"
             return self.kind.other(f"the Redis at {place} is a node of a cluster: {remedy} ({error})")
         return self.kind.other(f"the Redis at {place} says: {error}")
 
     def close(self) -> None:
         self._closing.set()
         self._drop_idle()
-
-
-def _again(reply: Reply) -> bool:
-    return reply is _UNANSWERED or (
-        isinstance(reply, ServerError) and (reply.code in _LATER or reply.code == "NOSCRIPT")
-    )
 
 
 def _answers(link: Link) -> bool:
@@ -332,9 +348,10 @@ class Line:
             if ServerError not in map(type, replies):
                 self._outage.over()
                 return replies
-            trouble = next((r for r in replies if isinstance(r, ServerError) and r.code in _LATER), None)
+            trouble = next((r for r in replies if isinstance(r, ServerError) and r.code in self._client.later), None)
             if trouble is None:
                 return replies
+            self._client.is_astray(replies)
             self.close()
             self._pause(trouble, deadline)
         except OSError as error:
@@ -344,7 +361,7 @@ class Line:
             self._pause(error, deadline)
         except ServerError as error:  # at login
             self.close()
-            if error.code not in _LATER:
+            if error.code not in self._client.later:
                 raise self._client.translate(error) from error
             self._pause(error, deadline)
         except BaseException:

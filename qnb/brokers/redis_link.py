@@ -1,7 +1,7 @@
 """A link to a Redis server: commands out, replies in. The lowest layer of the Redis broker and backend.
 
 It speaks RESP2 through hiredis, Redis' own client library, on a blocking socket: redis-py takes a quarter of a second
-to import, more than a whole first task may take. Only Sentinel is asked through redis-py (see redis_secure).
+to import, more than a whole first task may take. So do TLS (redis_secure), Sentinel and Cluster (redis_route).
 
 What goes wrong on the way is an OSError; what the server refuses is a ServerError among the replies.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from binascii import crc_hqx
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,9 @@ _JOIN_BYTES = 64 * 1024
 
 OPTIONS = frozenset(
     {"lease", "prefix", "expires", "max_message", "dead_letters", "patience", "health_check"}
-    | {"db", "master", "sentinel_user", "sentinel_password"}
+    | {"db", "master", "master_name", "sentinel_user", "sentinel_password", "sentinel_ssl", "credentials"}
 )
+_SLOTS = 16384
 
 
 class ServerError(Exception):
@@ -58,7 +60,10 @@ class Target:
     password: str | None = field(repr=False)
     master: str | None
     sentinel_login: tuple[str | None, str | None] = field(repr=False)
+    sentinel_tls: bool
+    slot: int | None  # of a cluster, where all of the place lives
     tls: tuple[tuple[str, str], ...] | None
+    credentials: str | None  # module:function that says user and password at each login
     shown: str = field(compare=False)
 
     @property
@@ -76,10 +81,11 @@ def target_of(address: Address) -> Target:
         raise ConfigurationError(
             f"{address}: no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))} and redis-py's ssl_…"
         )
-    on_socket, sentinel = scheme == "redis+socket", scheme == "redis+sentinel"
+    on_socket, sentinel, cluster = (scheme.endswith(kind) for kind in ("+socket", "+sentinel", "+cluster"))
+    master = options.get("master") or options.get("master_name")  # Celery's
     if on_socket and not address.path:
         raise ConfigurationError(f"{address}: name the socket, as in redis+socket:///run/redis.sock?db=0")
-    if sentinel and not options.get("master"):
+    if sentinel and not master:
         raise ConfigurationError(f"{address}: name the service, as in redis+sentinel://host:26379/0?master=mymaster")
     default = SENTINEL_PORT if sentinel else DEFAULT_PORT
     hosts = () if on_socket else tuple((host, port or default) for host, port in address.hosts)
@@ -89,11 +95,24 @@ def target_of(address: Address) -> Target:
         db=_database(address, "" if on_socket else address.path.strip("/")),
         user=address.user,
         password=address.password,
-        master=options.get("master") if sentinel else None,
+        master=master if sentinel else None,
         sentinel_login=(options.get("sentinel_user"), options.get("sentinel_password")),
-        tls=tuple(sorted(tls.items())) if scheme == "rediss" or tls else None,
+        sentinel_tls=is_true(options.get("sentinel_ssl", "no")),
+        slot=slot_of(options.get("prefix", "qnb")) if cluster else None,
+        tls=tuple(sorted(tls.items())) if scheme.startswith("rediss") or tls else None,
+        credentials=options.get("credentials"),
         shown=str(address),
     )
+
+
+def is_true(text: str) -> bool:
+    """How an option says yes."""
+    return text.lower() not in ("false", "no", "0", "f", "n", "")
+
+
+def slot_of(tag: str) -> int:
+    """The slot of a cluster where all keys with this hash tag live."""
+    return crc_hqx(tag.encode(), 0) % _SLOTS
 
 
 def _database(address: Address, path: str) -> int:
@@ -106,11 +125,17 @@ def _database(address: Address, path: str) -> int:
 def open_link(target: Target, timeout: float = CONNECT_SECONDS) -> Link:
     """Connect, log in and choose the database. OSError or ServerError when that fails, AccessDenied when refused."""
     deadline = time.monotonic() + timeout
-    link = Link(_connect(target, deadline))
+    link: Link | None = None
     try:
+        link = Link(_connect(target, deadline))
         _greet(link, target, deadline)
     except BaseException:
-        link.close()
+        if link is not None:
+            link.close()
+        if target.slot is not None:
+            from qnb.brokers.redis_route import cluster_of
+
+            cluster_of(target).forget()
         raise
     return link
 
@@ -118,31 +143,55 @@ def open_link(target: Target, timeout: float = CONNECT_SECONDS) -> Link:
 def _connect(target: Target, deadline: float) -> socket.socket:
     if target.socket_path:
         return dial_socket(target.socket_path, deadline)
-    place = target.hosts[0]
-    if target.tls is None and target.master is None:
-        return dial(place, deadline)
-    from qnb.brokers.redis_secure import find_master, secure
+    host, port = target.hosts[0]
+    if target.slot is not None:
+        from qnb.brokers.redis_route import cluster_of
 
-    if target.master is not None:
-        place = find_master(target, max(0.5, (deadline - time.monotonic()) / 2))
-    sock = dial(place, deadline)
-    return sock if target.tls is None else secure(sock, target, place[0])
+        sock, host = cluster_of(target).connect(deadline)
+    elif target.master is not None:
+        from qnb.brokers.redis_route import find_master
+
+        host, port = find_master(target, time.monotonic() + max(0.5, (deadline - time.monotonic()) / 2))
+        sock = dial((host, port), deadline)
+    else:
+        sock = dial((host, port), deadline)
+    if target.tls is None:
+        return sock
+    from qnb.brokers.redis_secure import secure
+
+    return secure(sock, target, host)
+
+
+def login_of(target: Target) -> Command | None:
+    """The command that logs in, if the URL says who is there."""
+    user, password = target.user, target.password
+    if target.credentials:
+        from qnb.brokers.redis_secure import provided
+
+        user, password = provided(target)
+    if password is None:
+        return None
+    return ("AUTH", user, password) if user else ("AUTH", password)
 
 
 def _greet(link: Link, target: Target, deadline: float) -> None:
     commands: list[Command] = [("CLIENT", "SETNAME", "qnb"), ("SELECT", target.db)]
-    if target.password is not None:
-        login = (target.user, target.password) if target.user else (target.password,)
-        commands.insert(0, ("AUTH", *login))
+    login = login_of(target)
+    if login is not None:
+        commands.insert(0, login)
+    if target.master is not None:
+        commands.append(("ROLE",))
     link.send(commands)
     replies: list[Reply] = []
     link.read_into(replies, len(commands), max(0.1, deadline - time.monotonic()))
     for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, ServerError) and command[0] != "CLIENT":
+        if isinstance(reply, ServerError) and command[0] not in ("CLIENT", "ROLE"):
             check_access(reply, target, command[0] == "AUTH")
             if command[0] == "SELECT" and reply.code == "ERR":
                 raise ConfigurationError(f"{target.shown}: no database {target.db} on this server ({reply})")
             raise reply
+    if target.master is not None and isinstance(replies[-1], list) and replies[-1][0] != b"master":
+        raise ConnectionError("the sentinels name a server that is no master yet")
 
 
 def check_access(error: ServerError, target: Target, at_login: bool = False) -> None:
@@ -150,7 +199,8 @@ def check_access(error: ServerError, target: Target, at_login: bool = False) -> 
     if error.code == "NOAUTH":
         remedy = "the server wants a password: redis://:password@host or redis://user:password@host"
     elif error.code == "NOPERM":
-        remedy = "the user lacks a right: qnb needs all of @stream @hash @sortedset @set @string @scripting"
+        rights = "@stream @hash @sortedset @set @string @scripting, and cluster|slots of a cluster"
+        remedy = f"the user lacks a right: qnb needs all of {rights}"
     elif error.code == "DENIED":
         remedy = "protected mode: give the server a password, or bind it to this machine's address"
     elif error.code == "WRONGPASS" or at_login:

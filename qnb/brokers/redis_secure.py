@@ -1,4 +1,4 @@
-"""TLS for a link, and asking Sentinel for the master. Imported only when a URL needs it.
+"""TLS for a link, and credentials that change. Imported only when a URL needs it.
 
 TLS is the standard library's, with redis-py's option names. Not redis-py's own connection: that one reads the
 system's certificates again for each connection (50 ms) and takes 50 µs for each reply of a pipeline, this 2.
@@ -7,11 +7,12 @@ system's certificates again for each connection (50 ms) and takes 50 µs for eac
 from __future__ import annotations
 
 import functools
+import importlib
 import socket
 import ssl
 
-from qnb.brokers.redis_link import Target
-from qnb.errors import AccessDenied, ConfigurationError
+from qnb.brokers.redis_link import Target, is_true
+from qnb.errors import ConfigurationError
 
 _REQUIREMENTS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _KNOWN = frozenset(
@@ -42,7 +43,7 @@ def _context(target: Target) -> ssl.SSLContext:
     files, path = options.get("ssl_ca_certs"), options.get("ssl_ca_path")
     try:
         context = ssl.create_default_context(cafile=files, capath=path)
-        context.check_hostname = wanted is not ssl.CERT_NONE and _true(options.get("ssl_check_hostname", "true"))
+        context.check_hostname = wanted is not ssl.CERT_NONE and is_true(options.get("ssl_check_hostname", "true"))
         context.verify_mode = wanted
         if "ssl_certfile" in options:
             key, password = options.get("ssl_keyfile"), options.get("ssl_password")
@@ -54,28 +55,20 @@ def _context(target: Target) -> ssl.SSLContext:
     return context
 
 
-def _true(text: str) -> bool:
-    return text.lower() not in ("false", "no", "0", "f", "n", "")
-
-
-def find_master(target: Target, timeout: float) -> tuple[str, int]:
-    """Host and port of the master, as the sentinels say now."""
-    from redis import exceptions
-    from redis.sentinel import MasterNotFoundError, Sentinel
-
-    user, password = target.sentinel_login
-    login = {"username": user, "password": password, "socket_timeout": timeout, "protocol": 2}
-    sentinel = Sentinel(list(target.hosts), sentinel_kwargs=login)  # type: ignore[no-untyped-call]
+def provided(target: Target) -> tuple[str | None, str | None]:
+    """User and password, as the function that the URL names says now: they may change from login to login."""
+    module, _, name = (target.credentials or "").partition(":")
     try:
-        host, port = sentinel.discover_master(target.master)  # type: ignore[no-untyped-call]
-    except exceptions.AuthenticationError as error:
-        hint = "give sentinel_password (and sentinel_user)"
-        raise AccessDenied(f"{target.shown}: the sentinel refuses access: {hint} ({error})") from error
-    except MasterNotFoundError as error:
-        raise ConnectionError(str(error)) from error
-    except exceptions.RedisError as error:
-        raise ConnectionError(f"sentinel: {error}") from error
-    finally:
-        for client in sentinel.sentinels:
-            client.close()
-    return str(host), int(port)
+        provider = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "write credentials=module:function, of a module that can be imported here"
+        raise ConfigurationError(f"{target.shown}: no function {target.credentials}: {remedy} ({error})") from error
+    try:
+        found = provider()
+    except Exception as error:  # its text may have what nobody is to see
+        raise ConnectionError(f"{target.credentials} gave no credentials but {type(error).__name__}") from error
+    if isinstance(found, str):
+        return None, found
+    if isinstance(found, tuple) and len(found) == 2:
+        return found
+    raise ConfigurationError(f"{target.shown}: {target.credentials} has to return a password, or (user, password)")

@@ -87,7 +87,8 @@ class Home(msgspec.Struct, frozen=True):
     def shared_by(self, target: Target, server: Server) -> bool:
         """Whether that is the same data, perhaps under another name of the host."""
         same_server = bool(server.run_id) and server.run_id == self.server.run_id
-        return self.target == target or (same_server and self.target.db == target.db)
+        same_data = (self.target.db, self.target.slot) == (target.db, target.slot)
+        return self.target == target or (same_server and same_data)
 
 
 class Blobs(msgspec.Struct):
