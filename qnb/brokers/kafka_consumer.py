@@ -34,6 +34,9 @@ class KafkaConsumer:
         self._shelf = Shelf()
         self._keeper = Keeper(self._shelf, os.urandom(8).hex(), lambda: self._queues, self._gate.open)
         self._member = Member(context, self._shelf, lease, self._changed, self._keeper.rescue)
+        self._member.arrived = self._reserve
+        self._limit = 0  # of a receive that waits
+        self._reserved: list[Entry] = []
 
     def _changed(self) -> None:
         self._gate.open()
@@ -56,7 +59,8 @@ class KafkaConsumer:
         if self._member.started:
             topics = self._context.topics
             topics.ensure(topics.names.topic(queue) for queue in self._queues)
-            self._member.subscribe([topic for queue in self._queues for topic in topics.of_queue(queue)])
+            topics.refresh()
+            self._keeper.resubscribe()
         self._changed()
 
     # ------------------------------------------------------------------------------------------ receiving
@@ -77,6 +81,7 @@ class KafkaConsumer:
                     return []
                 self._gate.wait(wait)
         finally:
+            self._limit = 0
             demand.waiting_since = None
             demand.last_seen = time.monotonic()
 
@@ -89,10 +94,10 @@ class KafkaConsumer:
             now = time.monotonic()
             due = shelf.promote(now)
             opens = shelf.opens_at(now)
-            demand.room = self._prefetch - shelf.held
-            room = min(limit, demand.room)
-            taken = shelf.take(room, now, self.lease) if room > 0 and opens is None and not self.closed else []
-            demand.room -= len(taken)
+            taken, self._reserved = self._reserved, []
+            taken = [entry for entry in taken if entry.state == HELD] or self._take(limit, now)
+            demand.room = room = self._prefetch - shelf.held
+            self._limit = 0 if taken else limit
         if taken:
             return [Delivery(e.queue, e.body, e.deliveries, (e, e.turn)) for e in taken], 0.0
         if self._woken or self.closed or now >= end:
@@ -102,6 +107,19 @@ class KafkaConsumer:
             demand.waiting_since = now
             self._keeper.ring()
         return [], max(0.0005, min(at for at in (end, due, opens) if at is not None) - now)
+
+    def _take(self, limit: int, now: float) -> list[Entry]:
+        """Under the lock."""
+        room = min(limit, self._prefetch - self._shelf.held)
+        if room <= 0 or self.closed or self._shelf.opens_at(now) is not None:
+            return []
+        return self._shelf.take(room, now, self.lease, self._queues)
+
+    def _reserve(self) -> None:
+        """For a receive that waits, in the polling thread: the claim is on its way before anyone has the message."""
+        with self._member.lock:
+            if self._limit > 0 and not self._reserved:
+                self._reserved = self._take(self._limit, time.monotonic())
 
     def _complain(self) -> None:
         error, self._member.error = self._member.error, None

@@ -32,6 +32,8 @@ _WANTED_SECONDS = 5.0
 _TRIM_SECONDS, _TRIM_MESSAGES = 30.0, 5000
 _GIVE_MOST = 500
 _TURN_SECONDS = 5.0
+# An assignment that lasts so long is one: partitions come and go while members do.
+_FIT_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ class Keeper:
         self._trims = True
         self._assigned = -1
         self._warned: set[str] = set()
+        self._fit_at = float("inf")
         self._turns = count()
+        self._leaving: set[str] = set()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="qnb-kafka-keeper", daemon=True)
 
@@ -113,17 +117,24 @@ class Keeper:
             self._lapse()
         if clogged:
             self.move(clogged, {})
-        self.member.commit_soon()
+        if self._leaving:
+            self._subscribe()
         if self._assigned != self.member.assigned:
             self._assigned = self.member.assigned
             self._asked = False
+            self._fit_at = now + _FIT_SECONDS
+        if now >= self._fit_at:
+            self._fit_at = float("inf")
             self._fit()
         wait = min(self._offer(now), self._ask(now))
         self._trim(now)
         with self.member.lock:
             deadline = self._shelf.next_deadline()
-            retry = 0.1 if self._lapsed or self._shelf.dirty else _TURN_SECONDS
-        return max(0.001, min(wait, retry, _TURN_SECONDS if deadline is None else deadline - time.monotonic()))
+            retry = 0.1 if self._lapsed or self._leaving else _TURN_SECONDS
+        return max(
+            0.001,
+            min(wait, retry, self._fit_at - now, _TURN_SECONDS if deadline is None else deadline - time.monotonic()),
+        )
 
     # ------------------------------------------------------------------------------------------ where to
 
@@ -286,7 +297,11 @@ class Keeper:
 
     def _give(self, wanted: Talk) -> None:
         with self.member.lock:
-            if self._closing or not self._unattended(time.monotonic()) or wanted.queue not in self._queues():
+            if self._closing:
+                return
+            if wanted.queue not in self._queues():
+                self._shelf.unpark()
+            elif not self._unattended(time.monotonic()):
                 return
             entries = self._shelf.surplus(wanted.queue, min(wanted.number, _GIVE_MOST))
             tries = [self._tries(entry) for entry in entries]
@@ -298,7 +313,7 @@ class Keeper:
             self.write(entries, records)
 
     def _answer(self, said: Talk) -> None:
-        if said.kind == "want" and said.queue in self._queues() and said.places:
+        if said.kind == "want" and said.places:
             self._wanted[said.sender] = said
             self._wanted_at[said.sender] = time.monotonic()
             self._give(said)
@@ -309,14 +324,26 @@ class Keeper:
         elif said.kind == "removed":
             self.member.drop_topics([topic for topic, _, _ in said.places])
             self.member.context.topics.forget(topic for topic, _, _ in said.places)
-            self._subscribe()
         elif said.kind == "topics" and said.queue in self._queues():
             self.member.context.topics.refresh()
             self._subscribe()
 
     def _subscribe(self) -> None:
+        """A queue that is left stays until what is held of it is settled: else it would be delivered again."""
         topics = self.member.context.topics
-        self.member.subscribe([topic for queue in self._queues() for topic in topics.of_queue(queue)])
+        queues = self._queues()
+        with self.member.lock:
+            held = self._shelf.queues_held()
+        self._leaving = held.difference(queues)
+        wanted = [*queues, *self._leaving]
+        self.member.subscribe([topic for queue in wanted for topic in topics.of_queue(queue)])
+
+    def resubscribe(self) -> None:
+        """The queues are others now."""
+        self._leaving = {""}
+        with self.member.lock:
+            self._shelf.unpark()
+        self._gate.open()
 
     def _purge(self, said: Talk) -> None:
         with self.member.lock:
@@ -334,7 +361,8 @@ class Keeper:
         for queue in self._queues():
             topic = topics.names.topic(queue)
             have = topics.known(topic)
-            if not self._shelf.parts or not have or self._mine(topic) or topic in self._warned:
+            some = any(self._mine(each) for each in topics.of_queue(queue))
+            if some or not self.member.in_group or not have or topic in self._warned:
                 continue
             self._warned.add(topic)
             self._grow(topic, have)

@@ -22,8 +22,10 @@ from qnb.brokers.kafka_topics import Topics
 
 # confluent-kafka lets no other thread near a consumer that polls, so all is done between two polls: short ones while
 # something happens, longer ones the longer nothing does. A message ends a poll at once.
-_POLL_SECONDS = (0.001, 0.025, 0.1)
+_POLL_SECONDS = (0.001, 0.02, 0.05)
 _BATCH = 1000
+# A busy machine answers late; a member that is thrown out has everything delivered twice.
+_LEAST_SESSION = 1.5
 _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
 _ASSIGN_SECONDS = 60.0
@@ -73,8 +75,10 @@ class Member:
         self.lock = threading.RLock()
         self.error: KafkaError | None = None
         self.assigned = 0  # how often there was an assignment
+        self.in_group = False
         self._shelf, self._lease = shelf, lease
         self._changed, self._moved = changed, moved
+        self.arrived: Callable[[], None] = lambda: None  # called in the polling thread, before the claims are committed
         self._in_flight = 0.0
         self._jobs: deque[Callable[[], None]] = deque()
         self._pause = 0.0
@@ -86,12 +90,12 @@ class Member:
     def start(self, topics: Sequence[str]) -> None:
         """Join the group."""
         low, high = self.context.bounds()
-        session = min(max(self._lease, low), high)
+        session = min(max(self._lease, low, _LEAST_SESSION), high)
         settings = {
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": int(session * 1000),
-            "heartbeat.interval.ms": int(min(session / 3, 0.5) * 1000),
+            "heartbeat.interval.ms": int(min(session / 5, 0.25) * 1000),
             "max.poll.interval.ms": max(300_000, int(session * 1000)),
             "fetch.wait.max.ms": 100,
             "fetch.queue.backoff.ms": 20,
@@ -125,6 +129,8 @@ class Member:
     def _subscribe(self, topics: list[str]) -> None:
         consumer = self._consumer
         assert consumer is not None
+        if set(self._topics) - set(topics):
+            self._commit_all()  # what of the others is settled; they may go without a word
         self._topics = topics
         try:
             if topics:
@@ -204,6 +210,9 @@ class Member:
             for end in ends:
                 self._shelf.seen_end((end.topic(), end.partition()), end.offset())
         self._pause = 0.0
+        self.arrived()
+        assert self._consumer is not None
+        self._commit(self._consumer)
         self._changed()
 
     def _hear(self, error: KafkaError, message: Any) -> None:
@@ -235,6 +244,7 @@ class Member:
         begin = [TopicPartition(t.topic, t.partition, t.offset if t.offset >= 0 else -2) for t in found]
         consumer.incremental_assign(begin)
         self.assigned += 1
+        self.in_group = True
         self._changed()
 
     def _find_commits(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
@@ -284,10 +294,11 @@ class Member:
         self.assigned += 1
 
     def drop_topics(self, topics: Sequence[str]) -> None:
-        """They were removed: nothing of them can be settled any more."""
+        """They were removed: nothing of them can be settled any more. Subscribed again when they are made again."""
         with self.lock:
             places = [place for place in self._shelf.parts if place[0] in topics]
         self._drop(places)
+        self.subscribe([topic for topic in self._topics if topic not in topics])
 
     # ------------------------------------------------------------------------------------------ commits
 

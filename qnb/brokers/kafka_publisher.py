@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -63,13 +63,21 @@ class Publisher:
                 break
             lost = {records[at].topic for at in gone}
             self._topics.forget(lost)
-            self._topics.ensure(lost)  # removed under way: made again
+            self._topics.ensure(lost)  # removed under way: made again; or grown, and this client does not know yet
+            self._look_again(lost)
             again = [records[at] for at in gone]
             again = [each._replace(partition=each.partition % self._topics.count(each.topic)) for each in again]
             for at in gone:
                 del failed[at]
             failed |= {gone[at]: code for at, code in self._send(again).items()}
         return {at: self._error(code, records[at]) for at, code in failed.items()}
+
+    def _look_again(self, topics: Iterable[str]) -> None:
+        for topic in topics:
+            try:
+                self._producer.list_topics(topic, timeout=5.0)
+            except KafkaException as error:
+                raise translate(error, self._url, f"look for topic {topic}") from error
 
     def _send(self, records: Sequence[Record]) -> dict[int, int]:
         failed: dict[int, int] = {}

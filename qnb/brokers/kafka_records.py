@@ -102,6 +102,7 @@ class Entry:
     deliveries: int = 0
     turn: int = 0
     linked: bool = False
+    parked: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
@@ -114,7 +115,7 @@ def key_of(order: int) -> bytes:
 
 
 def headers_of(
-    *, due: float = 0.0, deliveries: int = 0, priority: int = 0, claim: bytes = b""
+    *, due: float = 0.0, deliveries: int = 0, priority: int | None = None, claim: bytes = b""
 ) -> list[tuple[str, bytes]] | None:
     """Only what is not as usual; `due` is Unix time."""
     headers = []
@@ -122,7 +123,7 @@ def headers_of(
         headers.append((_DUE, b"%.3f" % due))
     if deliveries:
         headers.append((_DELIVERIES, b"%d" % deliveries))
-    if priority:
+    if priority is not None:
         headers.append((_PRIORITY, b"%d" % priority))
     if claim:
         headers.append((_CLAIM, claim))

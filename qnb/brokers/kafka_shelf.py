@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from qnb.brokers.kafka_ledger import Ledger
@@ -53,6 +53,7 @@ class Shelf:
         self._ready: list[tuple[int, int, int, Entry]] = []
         self._delayed: list[tuple[float, int, Entry]] = []
         self._deadlines: list[tuple[float, int, Entry]] = []
+        self._parked: list[Entry] = []
         self._silent: set[Place] = set()
         self._open_at = 0.0
 
@@ -76,7 +77,7 @@ class Shelf:
         state = entry.state
         if state not in (DONE, GONE):
             entry.state = new
-        self.ready -= state == READY
+        self.ready -= state == READY and not entry.parked
         self.held -= state == HELD
         return state
 
@@ -104,7 +105,8 @@ class Shelf:
         if part is None:
             return  # of a partition that has just gone
         self._silent.discard(part.place)
-        if entry.offset < part.position:  # the topic was removed and made again
+        if entry.offset < max(part.position, part.ledger.base if part.position < 0 else 0):
+            # Less than where reading began: the topic was removed and made again.
             self.drop_part(part.place)
             part = self.parts[part.place] = Part(part.place, Ledger(entry.offset))
         if entry.offset > max(part.position, part.ledger.base):
@@ -158,18 +160,33 @@ class Shelf:
         """When the first messages may be handed out, if not now."""
         return self._open_at if self._silent and now < self._open_at else None
 
-    def take(self, limit: int, now: float, lease: float) -> list[Entry]:
-        """Hand out the most urgent, then the oldest."""
+    def take(self, limit: int, now: float, lease: float, queues: Sequence[str]) -> list[Entry]:
+        """Hand out the most urgent, then the oldest, of these queues; others are put aside."""
         taken: list[Entry] = []
         while self.ready and len(taken) < limit:
             entry = heapq.heappop(self._ready)[3]
             if entry.state == READY:
                 self.ready -= 1
-                self._hand_out(entry, now + lease)
-                taken.append(entry)
+                if entry.queue in queues:
+                    self._hand_out(entry, now + lease)
+                    taken.append(entry)
+                else:
+                    entry.parked = True
+                    self._parked.append(entry)
         if not self.ready:
             self._ready.clear()
         return taken
+
+    def unpark(self) -> None:
+        """What was put aside may be wanted again."""
+        parked, self._parked = self._parked, []
+        for entry in parked:
+            if entry.state == READY and entry.parked:
+                entry.parked = False
+                self._wait(entry, entry.due)
+
+    def queues_held(self) -> set[str]:
+        return {entry.queue for entry in self.all_held()}
 
     def _hand_out(self, entry: Entry, deadline: float) -> None:
         entry.state, entry.deadline = HELD, deadline
@@ -203,7 +220,8 @@ class Shelf:
     def move(self, entry: Entry) -> None:
         """It is being written elsewhere: nobody can settle it meanwhile."""
         self.held -= entry.state == HELD
-        self.ready -= entry.state == READY
+        self.ready -= entry.state == READY and not entry.parked
+        entry.parked = False
         entry.state = MOVING
 
     def finish(self, entry: Entry) -> None:
