@@ -31,6 +31,7 @@ EXPIRES_SECONDS = 86_400
 RETENTION_SECONDS = 600
 PULL_MESSAGES = 1_000
 PULL_MARGIN = 1.0
+ACK_SECONDS = 10.0
 
 
 class PubsubMailboxes:
@@ -116,7 +117,8 @@ class PubsubMailboxes:
             if not received:
                 return ()
             ids = [each.ack_id for each in received]
-            self._link.call(ACKNOWLEDGE, types.AcknowledgeRequest(subscription=subscription, ack_ids=ids))
+            # Without a wait: what comes twice is known by its number.
+            self._link.start(ACKNOWLEDGE, types.AcknowledgeRequest(subscription=subscription, ack_ids=ids), ACK_SECONDS)
         except Gone as error:
             raise MailboxGone(address) from error
         return [each.message.data for each in received]

@@ -58,12 +58,17 @@ class Double:
         self._topics: dict[str, Any] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._numbers = itertools.count(1)
+        self.port = port
+        self.start()
+
+    def start(self) -> None:
+        """Open, for the first time or again, with what there was before."""
         self._server = grpc.server(
             ThreadPoolExecutor(_CALLS),
             options=[("grpc.max_receive_message_length", 11_000_000), ("grpc.max_send_message_length", -1)],
         )
         self._server.add_generic_rpc_handlers([self._handlers("Publisher"), self._handlers("Subscriber")])
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
     def wait(self) -> None:
@@ -71,8 +76,20 @@ class Double:
         self._server.wait_for_termination()
 
     def stop(self) -> None:
-        """Close the door and forget everything."""
+        """Close the door: callers are cut off in the middle."""
         self._server.stop(0).wait()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def names(self) -> list[str]:
+        """What is there: the last parts of the names of topics and subscriptions."""
+        with self._changed:
+            return sorted(name.rpartition("/")[2] for name in [*self._topics, *self._subscriptions])
+
+    def spec(self, name: str) -> Any:
+        """A subscription as it was made."""
+        return next(each.spec for full, each in self._subscriptions.items() if full.endswith(f"/{name}"))
 
     def _handlers(self, service: str) -> Any:
         methods = {
