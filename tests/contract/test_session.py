@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import qnb
+from qnb.registry import partner_url
 from qnb.settings import redact
 from tests.contract.conftest import KEY, new_place, run_python, until
 from tests.services import Services
@@ -37,7 +38,7 @@ def test_environment(kind: str, services: Services, monkeypatch: pytest.MonkeyPa
     with qnb.Session(workers=0) as session:
         assert session.backend_url in (session.broker_url, "rpc:")
         assert session.broker_url.split("?")[0] == redact(place).split("?")[0]
-    monkeypatch.setenv("QNB_BACKEND", other)
+    monkeypatch.setenv("QNB_BACKEND", other if partner_url(other) == other else "memory:")
     with qnb.Session(workers=0) as session:
         assert session.broker_url != session.backend_url
     with qnb.Session("memory://mine", "memory://theirs", workers=0) as session:
