@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 WORKERS = 2
 # The whole suite on other brokers: QNB_TEST_BROKERS=amqp,kafka python -m pytest tests/contract
 KINDS = tuple(os.environ.get("QNB_TEST_BROKERS", "memory,sqlite,redis").split(","))
-EVERY = tuple(case.label for case in CASES if case.label not in ("valkey", "rediss"))
+EVERY = tuple(case.label for case in CASES if case.label not in ("valkey", "rediss", "cluster"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:

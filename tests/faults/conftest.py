@@ -21,8 +21,8 @@ from tests.services import BROKERS, Case, Services, with_options
 
 KEY = "the key of the fault suite, used for nothing else"
 LEASE = 2.0
-# Brokers whose faults are worth seeing: valkey and rediss are redis again, and memory: has no other process.
-CASES = [case for case in BROKERS if case.processes and case.label not in ("valkey", "rediss")]
+# Brokers whose faults are worth seeing: valkey, rediss and cluster are redis again, and memory: has no other process.
+CASES = [case for case in BROKERS if case.processes and case.label not in ("valkey", "rediss", "cluster")]
 
 
 @dataclass(frozen=True)

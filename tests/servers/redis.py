@@ -34,6 +34,7 @@ class RedisServer(Server):
         super().__init__(folder)
         self.binary, self.port = binary, free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.bus_port = settings.get("cluster-port")
         self.socket_path = str(folder / "s")
         self._settings, self._sentinel = settings, sentinel
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
