@@ -1,9 +1,12 @@
 """Taking messages from RabbitMQ on leases.
 
 The server's own lease is the connection: what a client holds goes back when that breaks, and counts. A lease that a
-living client lets lapse is given back by the link's thread. A message is asked for only when somebody waits for it
-(subscribe for as many as are wanted, and cancel), since what a subscription brings beyond that would wait here for
-nobody. Who finds nothing stands by with a subscription for one message each from the queue and from its companion.
+living client lets lapse is given back by the link's thread.
+
+A message is asked for only when somebody waits for it, since what a subscription brings beyond that would wait here
+for nobody: so a consumer asks how many there are, and takes as many as are wanted. Where there are none it hangs a
+bell: a subscription for one message. A quorum queue counts what was on its way to a subscription that is cancelled as
+a failed delivery, so a subscription is cancelled when it has brought all that it was for.
 
 What is held when the connection breaks comes back to its queue; when it comes back to the same consumer within the
 lease, that one goes on holding it, and is not given it again.
@@ -41,18 +44,21 @@ from qnb.errors import BrokerError, QnbError
 
 _ANSWER_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
-# What came in excess waits so long for the next receive_many before it goes back.
-_IDLE_SECONDS = 0.2
+# What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
+_IDLE_SECONDS = 0.05
+_DRAIN_SECONDS = 0.005
+_FEW = 8
 COUNT_HEADER, REASON_HEADER = "qnb-failed", "qnb-reason"
 
 
 class _Subscription:
-    """To a queue or its companion. It must not be cancelled before it is confirmed: that ends the connection."""
+    """For `left` messages of a queue or its companion. To cancel it before it is confirmed ends the connection."""
 
-    def __init__(self, queue: str, urgent: bool) -> None:
-        self.queue, self.urgent = queue, urgent
+    def __init__(self, queue: str, urgent: bool, left: int) -> None:
+        self.queue, self.urgent, self.left = queue, urgent, left
         self.confirmed = False
-        self.ending: list[Done] = []  # who waits for its end, once that is wanted
+        self.wanted_gone = False
+        self.ending: list[Done] = []  # who waits for its end
 
 
 class RabbitConsumer(Owner, User):
@@ -70,9 +76,12 @@ class RabbitConsumer(Owner, User):
         self._channel: Channel | None = None
         self._error: QnbError | None = None
         self._subscribed: dict[str, _Subscription] = {}  # by consumer tag
+        self._bells: dict[tuple[str, bool], str] = {}  # consumer tags of those that have not rung
         self._tags = itertools.count(1)
         self._turn = 0
         self._woken = self._closed = self._stale = False
+        self._idle_since = 0.0
+        self._unhanging: object = None
         self._timer: object = None
         self._timer_at = 0.0
         self.lease = lease or 0.0
@@ -122,65 +131,91 @@ class RabbitConsumer(Owner, User):
             self._turn += 1
             turn = self._turn % max(1, len(self._queues))
             queues = self._queues[turn:] + self._queues[:turn]
-            for urgent in (True, False):
-                for queue in queues:
-                    missing = room - len(self._ledger.buffer)
-                    if missing > 0:
-                        self._fetch(queue, urgent, missing)
+            places = [(queue, urgent) for urgent in (True, False) for queue in queues]
+            for place, count in self._counts(places).items():
+                missing = room - len(self._ledger.buffer)
+                if missing > 0 and count:
+                    self._fetch(*place, min(missing, count), count)
             if not self._ledger.buffer and time.monotonic() < deadline:
-                self._stand_by(queues, deadline)
+                self._stand_by(places, deadline)
         except ConnectionLost:
             pass  # the loop waits for the next channel
         except ChannelClosed as error:
             if error.code != NOT_FOUND:
                 raise error.translate(self._link.target.place) from error
 
-    def _fetch(self, queue: str, urgent: bool, count: int) -> None:
+    def _counts(self, places: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], int]:
+        """How many messages wait in each; where a bell hangs there are none."""
+        places = [place for place in places if place not in self._bells]
+        answers = [Answer() for _ in places]
+
+        def ask() -> None:
+            channel = self._channel
+            for (queue, urgent), answer in zip(places, answers, strict=True):
+                if channel is None:
+                    answer.put(ConnectionLost("no channel"))
+                else:
+                    channel.ask(spec.Queue.Declare(0, self._server_name(queue, urgent), True), answer.put)
+
+        if places:
+            self._link.post(ask)
+        counts = [answer.get(_ANSWER_SECONDS).message_count for answer in answers]
+        return dict(zip(places, counts, strict=True))
+
+    def _server_name(self, queue: str, urgent: bool) -> str:
+        return self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)
+
+    def _fetch(self, queue: str, urgent: bool, wanted: int, there: int) -> None:
         """Take up to so many messages that are there now."""
         answer = Answer()
+        classic = urgent or self._admin.options.queue_type == "classic"
 
         def start() -> None:
             channel = self._channel
             if channel is None:
                 answer.put(ConnectionLost("no channel"))
-                return
-            tag = self._subscribe(channel, queue, urgent, count)
-            self._cancel(channel, tag, answer.put)
+            elif queue not in self._queues:
+                answer.put(None)  # not since a moment ago
+            elif classic:
+                self._cancel(channel, self._subscribe(channel, queue, urgent, wanted), answer.put)
+            elif wanted < _FEW:
+                self._get(channel, queue, wanted, answer.put)
+            else:
+                # Not all that is there, lest others be faster and the subscription remain open.
+                self._drain(
+                    channel, self._subscribe(channel, queue, urgent, min(wanted, max(_FEW, there // 2))), answer
+                )
 
         self._link.post(start)
         answer.get(_ANSWER_SECONDS)
 
-    def _stand_by(self, queues: Sequence[str], deadline: float) -> None:
-        """Wait for a message from any of the queues."""
-        channel, tags = self._channel, list[str]()
+    def _stand_by(self, places: Sequence[tuple[str, bool]], deadline: float) -> None:
+        """Wait for a message from any of these. Bells that do not ring hang on, for whoever comes back at once."""
+        channel = self._channel
 
         def start() -> None:
             if channel is not None and channel is self._channel:
-                tags.extend(self._subscribe(channel, queue, urgent, 1) for queue in queues for urgent in (True, False))
+                for place in places:
+                    if place not in self._bells and place[0] in self._queues:
+                        self._bells[place] = self._subscribe(channel, *place, 1)
 
-        def stop() -> None:
-            self._cancel_all(channel, tags, answer)
-
-        answer = Answer()
         self._link.post(start)
-        try:
-            self._wait(deadline, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
-        finally:
-            self._stale = False
-            self._link.post(stop)
-        if not self._ledger.buffer:
-            answer.get(_ANSWER_SECONDS)  # so that nothing is taken by a subscription that nobody waits for
+        self._wait(deadline, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
+        self._stale = False
+        self._idle_since = time.monotonic()
+        self._link.post(self._unhang_soon)
 
     def _hand_out(self, room: int) -> list[Delivery]:
         now = time.monotonic()
         with self._changed:
             if self._closed:
                 return []
+            strays = self._ledger.strays(self._queues)
             taken = self._ledger.take(room, now + self.lease)
             left = bool(self._ledger.buffer)
         doubtful = [held for held in taken if held.uncounted]
-        if doubtful:
-            self._settle_by_copy(doubtful)
+        if doubtful or strays:
+            self._settle_by_copy([*doubtful, *strays])
             taken = [held for held in taken if not held.uncounted]
         if taken and (self._timer is None or self._timer_at > now + self.lease):
             self._link.post(self._set_timer)
@@ -196,7 +231,8 @@ class RabbitConsumer(Owner, User):
         answer = Answer()
 
         def stop() -> None:
-            others = [tag for tag, one in self._subscribed.items() if one.queue not in self._queues]
+            others = [tag for (queue, _), tag in self._bells.items() if queue not in self._queues]
+            self._bells = {place: tag for place, tag in self._bells.items() if place[0] in self._queues}
             self._cancel_all(self._channel, others, answer)
 
         self._link.post(stop)
@@ -288,7 +324,11 @@ class RabbitConsumer(Owner, User):
             self._closed = True
             self._changed.notify_all()
         left = self._receiving.acquire(timeout=5.0)
+        answer = Answer()
+        self._link.post(lambda: self._cancel_all(self._channel, list(self._bells.values()), answer))
         try:
+            with contextlib.suppress(ConnectionLost, ChannelClosed):
+                answer.get(_CLOSE_SECONDS)
             with self._changed:
                 rest = self._ledger.empty(time.monotonic())
             if self._link.connection is not None:
@@ -308,17 +348,70 @@ class RabbitConsumer(Owner, User):
             self._channel = Channel(connection, self)
             self._changed.notify_all()
 
+    def _get(self, channel: Channel, queue: str, count: int, done: Done) -> None:
+        """Take so many messages one by one: slower than a subscription, and exact."""
+        label = f"g{next(self._tags)}"
+        self._subscribed[label] = _Subscription(queue, False, count)
+        left = count
+
+        def got(reply: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._subscribed.pop(label, None)
+                done(reply)
+
+        for _ in range(count):
+            channel.get(self._server_name(queue, False), label, got)
+
+    def _drain(self, channel: Channel, tag: str, answer: Answer) -> None:
+        """The answer comes with the last message that a subscription was for, or a moment after the one before."""
+        subscription = self._subscribed[tag]
+        before = subscription.left
+
+        def look() -> None:
+            nonlocal before
+            if self._subscribed.get(tag) is not subscription:
+                return
+            if subscription.left < before or not subscription.confirmed:
+                before = subscription.left
+                self._link.later(_DRAIN_SECONDS, look)
+            else:  # somebody else was faster
+                self._cancel(channel, tag, lambda _: None)
+
+        subscription.ending.append(answer.put)
+        self._link.later(_DRAIN_SECONDS, look)
+
+    def _unhang_soon(self) -> None:
+        if self._bells and self._unhanging is None:
+            self._unhanging = self._link.later(_IDLE_SECONDS, self._unhang)
+
+    def _unhang(self) -> None:
+        """Take the bells down, unless somebody listens again."""
+        self._unhanging = None
+        rest = self._idle_since + _IDLE_SECONDS - time.monotonic()
+        if self._receiving.locked():
+            return  # who listens now will come by when he leaves
+        if rest > 0.001:
+            self._unhanging = self._link.later(rest, self._unhang)
+            return
+        bells, self._bells = self._bells, {}
+        for tag in bells.values():
+            if self._channel is not None:
+                self._cancel(self._channel, tag, lambda _: None)
+
     def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
         tag = f"c{next(self._tags)}"
-        name = self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)
-        subscription = self._subscribed[tag] = _Subscription(queue, urgent)
+        name = self._server_name(queue, urgent)
+        count = min(count, 65535)
+        subscription = self._subscribed[tag] = _Subscription(queue, urgent, count)
 
         def confirmed(reply: Any) -> None:
             subscription.confirmed = True
-            if subscription.ending:
+            if subscription.wanted_gone:
                 self._end(channel, tag, reply)
 
-        channel.ask(spec.Basic.Qos(0, min(count, 65535), False), lambda _: None)
+        channel.ask(spec.Basic.Qos(0, count, False), lambda _: None)
         channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, {}), confirmed)
         return tag
 
@@ -329,7 +422,10 @@ class RabbitConsumer(Owner, User):
             done(None)
             return
         subscription.ending.append(done)
-        if subscription.confirmed and len(subscription.ending) == 1:
+        if subscription.wanted_gone:
+            return
+        subscription.wanted_gone = True
+        if subscription.confirmed:
             self._end(channel, tag, None)
 
     def _cancel_all(self, channel: Channel | None, tags: Sequence[str], answer: Answer) -> None:
@@ -370,17 +466,30 @@ class RabbitConsumer(Owner, User):
         held.tag, held.channel = arrived.tag, self._channel
         held.uncounted = arrived.redelivered and counted is None
         with self._changed:
-            if arrived.redelivered and self._ledger.known(held, time.monotonic()):
-                if held.state == GONE and self._channel is not None:
-                    self._channel.write(encode_ack(self._channel.number, arrived.tag, False))
-                return
-            self._ledger.add(held)
-            self._changed.notify_all()
+            if not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
+                self._ledger.add(held)
+                self._changed.notify_all()
+            elif held.state == GONE and self._channel is not None:
+                self._channel.write(encode_ack(self._channel.number, arrived.tag, False))
+        self._count_down(arrived.consumer, subscription)
+
+    def _count_down(self, tag: str, subscription: _Subscription) -> None:
+        """End a subscription that has brought all it was for; acks would make it bring more."""
+        subscription.left -= 1
+        if subscription.left or self._channel is None or tag.startswith("g"):
+            return
+        if self._bells.get((subscription.queue, subscription.urgent)) == tag:
+            del self._bells[subscription.queue, subscription.urgent]
+        for done in subscription.ending:
+            done(None)
+        subscription.ending.clear()
+        self._cancel(self._channel, tag, lambda _: None)
 
     def cancelled(self, consumer: str) -> None:
         ended = self._subscribed.pop(consumer, None)
         with self._changed:
             if ended is not None:
+                self._bells.pop((ended.queue, ended.urgent), None)
                 self._admin.forget(ended.queue)
             self._stale = True
             self._changed.notify_all()
@@ -389,6 +498,7 @@ class RabbitConsumer(Owner, User):
         if isinstance(error, ChannelClosed) and error.code == NOT_FOUND:
             for queue in self._queues:
                 self._admin.forget(queue)
+        self._bells.clear()
         subscribed, self._subscribed = self._subscribed, {}
         for subscription in subscribed.values():
             for done in subscription.ending:

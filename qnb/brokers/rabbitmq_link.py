@@ -29,6 +29,7 @@ if logging.getLogger("pika").level == logging.NOTSET:
 _PAUSE_FIRST, _PAUSE_LONGEST = 0.05, 1.0
 _CLOSE = 0x00140028
 _CANCEL = 0x003C001E
+_GET_OK, _GET_EMPTY = 0x003C0047, 0x003C0048
 
 
 class ConnectionLost(Exception):
@@ -105,6 +106,8 @@ class Channel:
         self.number = connection.admit(self)
         self.open = True
         self._waiting: dict[object, deque[Done]] = {}
+        self._getting: deque[tuple[str, Done]] = deque()
+        self._got: Done | None = None
         self._message: tuple[Any, wire.Properties | None, int, list[bytes]] = (None, None, 0, [])
         self.ask(spec.Channel.Open(), lambda _: None)
 
@@ -122,6 +125,11 @@ class Channel:
         key = (method.INDEX + 1, getattr(method, "consumer_tag", ""))  # AMQP numbers each reply after its question
         self._waiting.setdefault(key, deque()).append(done)
         self.send(method)
+
+    def get(self, queue: str, label: str, done: Done) -> None:
+        """Ask for one message, which arrives as if for a consumer of that name; `done` also when there is none."""
+        self._getting.append((label, done))
+        self.send(spec.Basic.Get(0, queue, False))
 
     def close(self) -> None:
         """Give up what is unsettled here; deliveries that are on their way are dropped."""
@@ -155,6 +163,13 @@ class Channel:
             self.owner.confirmed(tag, multiple, index == wire.ACK)
         elif index == wire.RETURN:
             self._message = wire.decode_method(payload), None, 0, []
+        elif index == _GET_OK:
+            method = wire.decode_method(payload)
+            label, done = self._getting.popleft()
+            self._message = wire.Arrived(label, method.delivery_tag, method.redelivered), None, 0, []
+            self._got = done
+        elif index == _GET_EMPTY:
+            self._getting.popleft()[1](None)
         elif index == _CANCEL:
             self.owner.cancelled(wire.decode_method(payload).consumer_tag)
         elif index == _CLOSE:
@@ -178,6 +193,9 @@ class Channel:
         self._message = (None, None, 0, [])
         if isinstance(method, wire.Arrived):
             self.owner.arrived(method, properties, body)
+            if self._got is not None:
+                done, self._got = self._got, None
+                done(None)
         else:
             self.owner.returned(method.reply_text, properties)
 
@@ -186,6 +204,9 @@ class Channel:
         self.open = False
         self.connection.channels.pop(self.number, None)
         waiting, self._waiting = self._waiting, {}
+        getting, self._getting = self._getting, deque()
+        for _, done in getting:
+            done(error)
         for line in waiting.values():
             for done in line:
                 done(error)

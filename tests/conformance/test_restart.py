@@ -33,6 +33,7 @@ def test_everything_confirmed_is_there_again(durable: tuple[Place, Restart]) -> 
     got = take(consumer, 2, limit=2)
     consumer.reject_many(got[:1], "why")
     backend.store_many([Stored("run", 0, 2, b"x")])
+    time.sleep(place.case.writes)
     restart()
     again = place.consumer(place.broker(lease=1.0))
     held = {delivery.body: delivery.deliveries for delivery in take(again, 4, within=10)}
@@ -45,7 +46,7 @@ def test_everything_confirmed_is_there_again(durable: tuple[Place, Restart]) -> 
 def test_the_same_connections_go_on(durable: tuple[Place, Restart]) -> None:
     """A publisher, a waiting consumer, a settler and a reader of the bus ride out the restart by themselves."""
     place, restart = durable
-    broker = place.broker()
+    broker = place.broker(lease=30)  # some servers take seconds to come back
     consumer, inbox = place.consumer(broker), place.inbox(broker, "me")
     broker.publish_many(messages(b"before"))
     held = take(consumer, 1)
