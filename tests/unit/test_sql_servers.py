@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import pytest
 import sqlalchemy as sa
 
+import qnb
 from qnb.backends.sql import SqlBackend
 from qnb.errors import AccessDenied, BackendUnavailable, ConfigurationError, MissingLibrary, PayloadTooLarge, QnbError
 from qnb.message import RunRecord, Stored
@@ -359,3 +360,12 @@ def test_a_batch_is_few_statements(url: str, opened: Open) -> None:
     )
     backend.store_many([record(number) for number in range(500)])
     assert len(said) <= 3, said
+
+
+def test_a_result_that_mysql_does_not_take_is_a_failure_of_its_call(services: Services) -> None:
+    """And no outage, which the worker would wait for."""
+    url = with_options(services.common(MariadbServer).url, prefix=services.word())
+    with qnb.Session(f"memory://{services.word()}", backend=url, workers=1) as session:
+        with pytest.raises(PayloadTooLarge, match="at most"):
+            session.submit(bytes, 10_000_000).result(timeout=30)
+        assert session.submit(len, "abc").result(timeout=30) == 3
