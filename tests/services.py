@@ -187,9 +187,9 @@ class Case:
 
     What servers do differently, in seconds: `lease`, the shortest that is worth testing; `slack`, how late the end of
     a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
-    `late`, what a busy machine may take for one step;
-    `writes`, how long a server that is killed may have kept a settlement to itself. `ordered`: one consumer gets messages as they were published.
-    `exact_depth`: depth counts to the message at once. `partitioned`: a live consumer owns a part of a queue.
+    `late`, what a busy machine may take for one step; `writes`, how long a server that is killed may have kept to
+    itself what was settled. `ordered`: one consumer gets messages as they were published. `exact_depth`: depth counts
+    to the message at once. `partitioned`: a live consumer owns a part of a queue.
     """
 
     label: str

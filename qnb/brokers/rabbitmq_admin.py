@@ -333,7 +333,8 @@ class Admin:
 
     def remove(self, queue: str) -> None:
         """Remove the queue and all that belongs to it."""
-        names = [*self._late_of(queue), self.names.urgent(queue), self.names.dead(queue), self.names.queue(queue)]
+
+        names = [*self._late_of(queue), self.names.dead(queue), self.names.queue(queue), self.names.urgent(queue)]
         self.run(lambda desk: [self._quietly(desk, spec.Queue.Delete(0, name)) for name in names])
         self.entries(lambda entry: entry.queue == queue)
         self.forget(queue)

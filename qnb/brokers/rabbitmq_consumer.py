@@ -47,6 +47,10 @@ _CLOSE_SECONDS = 2.0
 # What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
 _IDLE_SECONDS = 0.05
 _DRAIN_SECONDS = 0.005
+# So long a silent bell is believed.
+_TRUST_SECONDS = 5.0
+# Else the server subscribes anew by itself when a queue is removed and made again, and drops what a quorum queue sends.
+_TOLD = {"x-cancel-on-ha-failover": True}
 _FEW = 8
 COUNT_HEADER, REASON_HEADER = "qnb-failed", "qnb-reason"
 
@@ -80,7 +84,7 @@ class RabbitConsumer(Owner, User):
         self._tags = itertools.count(1)
         self._turn = 0
         self._woken = self._closed = self._stale = False
-        self._idle_since = 0.0
+        self._idle_since = self._counted = 0.0
         self._unhanging: object = None
         self._timer: object = None
         self._timer_at = 0.0
@@ -145,8 +149,12 @@ class RabbitConsumer(Owner, User):
                 raise error.translate(self._link.target.place) from error
 
     def _counts(self, places: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], int]:
-        """How many messages wait in each; where a bell hangs there are none."""
-        places = [place for place in places if place not in self._bells]
+        """How many messages wait in each; where a bell hangs there are none, or the bell is deaf."""
+        trust = time.monotonic() - self._counted < _TRUST_SECONDS
+        if trust:
+            places = [place for place in places if place not in self._bells]
+        else:
+            self._counted = time.monotonic()
         answers = [Answer() for _ in places]
 
         def ask() -> None:
@@ -160,7 +168,11 @@ class RabbitConsumer(Owner, User):
         if places:
             self._link.post(ask)
         counts = [answer.get(_ANSWER_SECONDS).message_count for answer in answers]
-        return dict(zip(places, counts, strict=True))
+        found = dict(zip(places, counts, strict=True))
+        deaf = [place[0] for place, count in found.items() if count and place in self._bells]
+        if deaf:
+            self._link.post(lambda: self._unhang(deaf))
+        return found
 
     def _server_name(self, queue: str, urgent: bool) -> str:
         return self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)
@@ -200,7 +212,8 @@ class RabbitConsumer(Owner, User):
                         self._bells[place] = self._subscribe(channel, *place, 1)
 
         self._link.post(start)
-        self._wait(deadline, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
+        until = min(deadline, self._counted + _TRUST_SECONDS)
+        self._wait(until, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
         self._stale = False
         self._idle_since = time.monotonic()
         self._link.post(self._unhang_soon)
@@ -384,19 +397,23 @@ class RabbitConsumer(Owner, User):
 
     def _unhang_soon(self) -> None:
         if self._bells and self._unhanging is None:
-            self._unhanging = self._link.later(_IDLE_SECONDS, self._unhang)
+            self._unhanging = self._link.later(_IDLE_SECONDS, self._unhang_idle)
 
-    def _unhang(self) -> None:
+    def _unhang_idle(self) -> None:
         """Take the bells down, unless somebody listens again."""
         self._unhanging = None
         rest = self._idle_since + _IDLE_SECONDS - time.monotonic()
         if self._receiving.locked():
             return  # who listens now will come by when he leaves
         if rest > 0.001:
-            self._unhanging = self._link.later(rest, self._unhang)
-            return
-        bells, self._bells = self._bells, {}
-        for tag in bells.values():
+            self._unhanging = self._link.later(rest, self._unhang_idle)
+        else:
+            self._unhang([queue for queue, _ in self._bells])
+
+    def _unhang(self, queues: Sequence[str]) -> None:
+        """Take the bells of these queues down."""
+        for place in [place for place in self._bells if place[0] in queues]:
+            tag = self._bells.pop(place)
             if self._channel is not None:
                 self._cancel(self._channel, tag, lambda _: None)
 
@@ -412,7 +429,7 @@ class RabbitConsumer(Owner, User):
                 self._end(channel, tag, reply)
 
         channel.ask(spec.Basic.Qos(0, count, False), lambda _: None)
-        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, {}), confirmed)
+        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, _TOLD), confirmed)
         return tag
 
     def _cancel(self, channel: Channel, tag: str, done: Done) -> None:
@@ -490,6 +507,7 @@ class RabbitConsumer(Owner, User):
         with self._changed:
             if ended is not None:
                 self._bells.pop((ended.queue, ended.urgent), None)
+                self._unhang([ended.queue])
                 self._admin.forget(ended.queue)
             self._stale = True
             self._changed.notify_all()
