@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from tests.bench.client import Client, Failed
-from tests.bench.systems import Place, installed
+from tests.bench.systems import Place, installed, system_class
 from tests.bench.systems.ping_pong import Link
-from tests.services import Services
+from tests.servers.base import Unavailable
+from tests.services import BROKERS, Services
 
 _DATABASES = 16
 
@@ -40,12 +43,20 @@ class Bench:
         """How far it has come."""
         print(f"· {text}", file=sys.stderr, flush=True)
 
-    def place(self) -> Place:
-        """An empty database and an empty folder."""
+    def place(self, name: str = "") -> Place:
+        """An empty database, an empty folder, and an empty place of the broker that this system works on."""
         self._places += 1
         url = f"{self.server}/{self._places % _DATABASES}"
         Link(url).ask(("FLUSHDB",))
-        return Place(url, self.services.folder())
+        label = system_class(name).broker if name else ""
+        return Place(url, self.services.folder(), self._broker(label) if label else "")
+
+    def _broker(self, label: str) -> str:
+        case = next(case for case in BROKERS if case.label == label)
+        try:
+            return case.place(self.services)
+        except (Unavailable, pytest.skip.Exception, pytest.fail.Exception) as error:
+            raise Failed(str(error)) from None
 
     def size(self, full: int, quick: int = 20) -> int:
         """How many: all, or next to nothing."""
@@ -54,7 +65,7 @@ class Bench:
     @contextlib.contextmanager
     def client(self, name: str, place: Place | None = None) -> Iterator[Client]:
         """A client of a system; ended after use, with its workers."""
-        client = Client(name, place or self.place())
+        client = Client(name, place or self.place(name))
         try:
             yield client
         finally:
@@ -85,21 +96,34 @@ class Bench:
         return found
 
     def work(self, names: Sequence[str], work: str, **arguments: dict[str, Any] | Any) -> dict[str, list[float]]:
-        """Have a work done by started clients in turn. An argument that is a dict has a value for each system."""
+        """Start clients and have a work done by them."""
+        with self.clients(names) as clients:
+            return self.have_done(clients, list(clients), work, **arguments)
+
+    @contextlib.contextmanager
+    def clients(self, names: Sequence[str]) -> Iterator[dict[str, Client]]:
+        """A client of each system with its workers up; what does not start is left out, and noted."""
         with contextlib.ExitStack() as stack:
             clients = {}
             for name in self.here(names):
                 client = stack.enter_context(self.client(name))
                 try:
-                    client.ask("start")
+                    self.say(f"start · {name}: {client.ask('start'):.1f} s")
                     clients[name] = client
                 except Failed as failure:
                     self.note(str(failure))
+                    client.close()  # what cannot be measured is not to take the time of others
+            yield clients
 
-            def measure(name: str) -> float:
-                chosen = {key: v[name] if isinstance(v, dict) else v for key, v in arguments.items()}
-                value = float(clients[name].ask(work, **chosen))
-                self.say(f"{work} · {name}: {value:,.4g}")
-                return value
+    def have_done(
+        self, clients: Mapping[str, Client], names: Sequence[str], work: str, **arguments: dict[str, Any] | Any
+    ) -> dict[str, list[float]]:
+        """Have a work done by clients in turn. An argument that is a dict has a value for each system."""
 
-            return self.in_turn(list(clients), measure)
+        def measure(name: str) -> float:
+            chosen = {key: v[name] if isinstance(v, dict) else v for key, v in arguments.items()}
+            value = float(clients[name].ask(work, **chosen))
+            self.say(f"{work} · {name}: {value:,.4g}")
+            return value
+
+        return self.in_turn([name for name in names if name in clients], measure)

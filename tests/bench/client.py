@@ -31,7 +31,7 @@ class Client:
         self._log = place.folder / "client.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.bench.client", name, place.redis, str(place.folder)],
+                [sys.executable, "-m", "tests.bench.client", name, place.redis, str(place.folder), place.broker],
                 cwd=place.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
 
@@ -71,7 +71,7 @@ class Client:
             self._process.wait()
 
 
-def main(name: str, redis: str, folder: str) -> None:
+def main(name: str, redis: str, folder: str, broker: str) -> None:
     """The client's end of it."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -79,7 +79,7 @@ def main(name: str, redis: str, folder: str) -> None:
     from tests.bench.systems import system_class
 
     known = {**works.WORKS, "kill_worker": crash.kill_worker, "kill_lane": crash.kill_lane}
-    system = system_class(name)(Place(redis, Path(folder)))
+    system = system_class(name)(Place(redis, Path(folder), broker))
     try:
         for line in sys.stdin:
             work, arguments = json.loads(line)

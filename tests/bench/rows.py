@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.bench import startup
+from tests.bench import broker_rows, startup
 from tests.bench.bench import Bench
 from tests.bench.client import Failed
 from tests.bench.systems import system_class
-from tests.bench.table import Figure, Line, beside
+from tests.bench.table import Figure, Line, compare
 
-Target = Mapping[str, float]
 SLOW = ("celery", "celery-pickle", "dramatiq", "huey-redis", "huey-sqlite")
 
 
-def _compare(
-    row: str, what: str, found: Mapping[str, Sequence[float]], unit: str, targets: Mapping[str, Target]
-) -> list[Line]:
-    """One line for each peer; the first system found is qnb."""
-    labels = {name: system_class(name).label for name in found}
-    figures = [(name, Figure(labels[name], values, unit)) for name, values in found.items()]
-    if not figures or not figures[0][0].startswith("qnb"):
-        return []
-    ours = figures[0][1]
-    lines = [beside(row, what, ours, figure, **targets.get(name, {})) for name, figure in figures[1:]]
-    return lines or [Line(row, what, ours)]
-
-
-def _submits(bench: Bench, row: str, names: Sequence[str], targets: Mapping[str, Target]) -> list[Line]:
+def _submits(bench: Bench, row: str, names: Sequence[str], targets: Mapping[str, Mapping[str, float]]) -> list[Line]:
     # The slow ones get fewer calls: theirs is a rate that does not depend on it.
     counts = {name: bench.size(1500 if name in SLOW else 10_000) for name in names}
     found = bench.work(names, "submits", count=counts)
     what = f"{bench.size(10_000):,} single submits and gathers"
-    return _compare(row, what, found, "/s", targets)
+    return compare(row, what, found, "/s", targets)
 
 
 def redis_submits(bench: Bench) -> list[Line]:
@@ -53,7 +39,7 @@ def redis_latency(bench: Bench) -> list[Line]:
     counts = {name: bench.size(200 if name in SLOW else 1000) for name in names}
     found = bench.work(names, "latency", count=counts)
     targets = {"ping-pong": {"most": 2.5}, "celery": {"most": 1 / 8}}
-    return _compare("redis-latency", "a submit to its result, p50", found, "ms", targets)
+    return compare("redis-latency", "a submit to its result, p50", found, "ms", targets)
 
 
 def embedded_latency(bench: Bench) -> list[Line]:
@@ -61,7 +47,7 @@ def embedded_latency(bench: Bench) -> list[Line]:
     names = ("qnb-embedded", "executor", "huey-sqlite")
     counts = {name: bench.size(100 if name in SLOW else 1000) for name in names}
     found = bench.work(names, "latency", count=counts)
-    return _compare("embedded-latency", "a submit to its result, p50", found, "ms", {"executor": {"most": 3}})
+    return compare("embedded-latency", "a submit to its result, p50", found, "ms", {"executor": {"most": 3}})
 
 
 def redis_map(bench: Bench) -> list[Line]:
@@ -69,7 +55,7 @@ def redis_map(bench: Bench) -> list[Line]:
     count = bench.size(100_000, 2000)
     found = bench.work(("qnb-redis", "celery", "executor"), "mapped", count=count)
     what = f"map of {count:,}, outcome and state for each"
-    return _compare("redis-map", what, found, "items/s", {"celery": {"least": 10}})
+    return compare("redis-map", what, found, "items/s", {"celery": {"least": 10}})
 
 
 def redis_payload(bench: Bench) -> list[Line]:
@@ -79,7 +65,7 @@ def redis_payload(bench: Bench) -> list[Line]:
     counts = {name: bench.size(50 if name == "celery-pickle" else 200, 5) for name in names}
     found = bench.work(names, "payload", count=counts, size=size)
     what = f"{bench.size(200, 5)} × {size / 2**20:g} MiB in and out"
-    return _compare("redis-payload", what, found, "MiB/s", {"celery-pickle": {"least": 2}})
+    return compare("redis-payload", what, found, "MiB/s", {"celery-pickle": {"least": 2}})
 
 
 def idle(bench: Bench) -> list[Line]:
@@ -171,4 +157,5 @@ ROWS: dict[str, Callable[[Bench], list[Line]]] = {
     "lane": lane,
     "cold": startup.cold,
     "spawn": startup.spawn,
+    **broker_rows.ROWS,
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from tests.bench.systems import system_class
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ def beside(row: str, what: str, ours: Figure, peer: Figure, **target: float) -> 
     """A line with a peer; the ratios are of figures taken in the same round."""
     ratios = [mine / its if its else math.inf for mine, its in zip(ours.values, peer.values, strict=True)]
     return Line(row, what, ours, peer, ratios=ratios, **target)
+
+
+def compare(
+    row: str, what: str, found: Mapping[str, Sequence[float]], unit: str, targets: Mapping[str, Mapping[str, float]]
+) -> list[Line]:
+    """One line for each peer; the first system found is qnb."""
+    figures = [(name, Figure(system_class(name).label, values, unit)) for name, values in found.items()]
+    if not figures or not figures[0][0].startswith("qnb"):
+        return []
+    ours = figures[0][1]
+    lines = [beside(row, what, ours, figure, **targets.get(name, {})) for name, figure in figures[1:]]
+    return lines or [Line(row, what, ours)]
 
 
 def number(value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Sequence
 
 from tests.bench.systems.base import Place, System
 
@@ -18,6 +20,21 @@ _SYSTEMS = {
     "huey-sqlite": ("huey_system:HueySqlite", "huey"),
     "executor": ("executor_system:Executor", "concurrent.futures"),
     "ping-pong": ("ping_pong:PingPong", "hiredis"),
+    "qnb-amqp": ("qnb_system:OverRabbit", "pika"),
+    "qnb-sqs": ("qnb_system:OverSqs", "boto3"),
+    "qnb-kafka": ("qnb_system:OverKafka", "confluent_kafka"),
+    "qnb-zookeeper": ("qnb_system:OverZookeeper", "kazoo"),
+    "qnb-pubsub": ("qnb_system:OverPubsub", "google.cloud.pubsub"),
+    "raw-amqp": ("raw_rabbit:RawRabbit", "pika"),
+    "raw-sqs": ("raw_sqs:RawSqs", "boto3"),
+    "raw-kafka": ("raw_kafka:RawKafka", "confluent_kafka"),
+    "raw-zookeeper": ("raw_zookeeper:RawZookeeper", "kazoo"),
+    "raw-pubsub": ("raw_pubsub:RawPubsub", "google.cloud.pubsub"),
+    "celery-amqp": ("celery_brokers:CeleryRabbit", "celery"),
+    "celery-sqs": ("celery_brokers:CelerySqs", "celery"),
+    "celery-kafka": ("celery_brokers:CeleryKafka", "celery"),
+    "celery-zookeeper": ("celery_brokers:CeleryZookeeper", "celery"),
+    "celery-pubsub": ("celery_brokers:CeleryPubsub", "celery"),
 }
 
 
@@ -31,7 +48,16 @@ def system_class(name: str) -> type[System]:
 
 def installed(name: str) -> bool:
     """Whether this system can be measured here."""
-    return importlib.util.find_spec(_SYSTEMS[name][1]) is not None
+    module = _SYSTEMS[name][1]
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it is in
+        return False
 
 
-__all__ = ["Place", "System", "installed", "system_class"]
+def names() -> Sequence[str]:
+    """All systems."""
+    return list(_SYSTEMS)
+
+
+__all__ = ["Place", "System", "installed", "names", "system_class"]

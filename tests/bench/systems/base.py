@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import psutil
 
@@ -21,16 +22,28 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where a system may work: a database of the private Redis, and a folder."""
+    """Where a system may work: a database of the private Redis, a folder, and an empty place of its broker."""
 
     redis: str
     folder: Path
+    broker: str = ""
+
+    @property
+    def server(self) -> SplitResult:
+        """The host and port of the broker's URL."""
+        return urlsplit(self.broker)
+
+    @property
+    def word(self) -> str:
+        """The name that nothing else on the broker has: its URL's prefix."""
+        return dict(parse_qsl(self.server.query))["prefix"]
 
 
 class System:
     """Submits jobs to worker processes of its own. `label` says which settings it has."""
 
     label = ""
+    broker = ""  # of tests.services.BROKERS; "" for what works on the Redis or the folder
     script = ""  # a cold script that makes one call and prints its result, workers being up; gets URL and folder
 
     def __init__(self, place: Place) -> None:

@@ -22,7 +22,7 @@ print(TASKS["noop"].delay(7).get(), flush=True)
 """
 
     def settings(self) -> Mapping[str, str]:
-        return {"BENCH_REDIS": self.place.redis, "BENCH_MODE": self.mode}
+        return {"BENCH_BROKER": self.place.redis, "BENCH_BACKEND": self.place.redis, "BENCH_MODE": self.mode}
 
     def command(self, processes: int) -> Sequence[str]:
         return [sys.executable, "-m", "celery", "-A", "tests.bench.systems.celery_app", "worker", "-l", "WARNING",

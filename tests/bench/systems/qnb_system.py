@@ -69,3 +69,42 @@ class Embedded(OverRedis):
     @property
     def url(self) -> str:
         return f"sqlite:///{self.place.folder}/qnb.db"
+
+
+class OverRabbit(OverRedis):
+    """Results in the reply queue of the session (`rpc:`), as on all brokers below."""
+
+    label = "qnb, RabbitMQ"
+    broker = "amqp"
+
+    @property
+    def url(self) -> str:
+        return self.place.broker
+
+
+class OverSqs(OverRabbit):
+    """ministack in place of AWS."""
+
+    label = "qnb, SQS"
+    broker = "sqs"
+
+
+class OverKafka(OverRabbit):
+    """One Kafka."""
+
+    label = "qnb, Kafka"
+    broker = "kafka"
+
+
+class OverZookeeper(OverRabbit):
+    """One ZooKeeper that does not wait for its disk."""
+
+    label = "qnb, ZooKeeper"
+    broker = "zookeeper"
+
+
+class OverPubsub(OverRabbit):
+    """Google's emulator, or the double of the tests."""
+
+    label = "qnb, Pub/Sub"
+    broker = "pubsub"
