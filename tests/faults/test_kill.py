@@ -89,7 +89,8 @@ def test_stopped_worker(url: str, open_session: OpenSession, workers: Workers, l
     assert after.results(30) == list(range(1000, 1010))
     ledger = log.ledger("worker SIGSTOP past its lease", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
-    assert ledger.run_twice <= 4  # at most what was in its hands
+    # At most what was in its hands: one small frame, whose results by rpc: nobody else can look up.
+    assert ledger.run_twice <= 8
 
 
 KERNEL = """
