@@ -51,7 +51,7 @@ class PubsubConsumer:
     def __init__(self, shelf: Shelf, keeper: Keeper, queues: Sequence[str], prefetch: int) -> None:
         self.lease = shelf.options.lease or DEFAULT_LEASE
         self._shelf, self._keeper, self._prefetch = shelf, keeper, max(1, prefetch)
-        self._puller = Puller(shelf.link, keeper.pending, self._accept)
+        self._puller = Puller(shelf.link, keeper, self._accept)
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
         self._events = 0

@@ -18,6 +18,9 @@ log = logging.getLogger("qnb")
 SCAN_SECONDS = 15.0
 # How long the end waits for pulls that are still at the server.
 END_SECONDS = 2.0
+# The thread looks at the clock this often; when it did not for so long, this process stood still. What is read from
+# the connection right after that was sent to it any time before.
+TICK_SECONDS, STALL_SECONDS, DOUBT_SECONDS = 1.0, 2.0, 0.5
 _NEVER = float("inf")
 
 
@@ -47,6 +50,8 @@ class Keeper:
         self._pending: set[Any] = set()
         self._at = _NEVER
         self._scan_at = time.monotonic() + SCAN_SECONDS
+        self._ticked = time.monotonic()
+        self._doubt_until = 0.0
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -57,6 +62,7 @@ class Keeper:
         with self._changed:
             self._served[consumer] = queues
             if self._thread is None and not self._closed:
+                self._ticked = time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="qnb pubsub keeper", daemon=True)
                 self._thread.start()
         self.ring(0.0)
@@ -87,6 +93,18 @@ class Keeper:
             self._pending.add(future)
         future.add_done_callback(self._over)
 
+    def fresh(self) -> bool:
+        """Whether what arrives now was sent just now, as far as can be told."""
+        now = time.monotonic()
+        return now >= self._doubt_until and now - self._ticked < STALL_SECONDS
+
+    def _tick(self) -> float:
+        now = time.monotonic()
+        if now - self._ticked >= STALL_SECONDS:
+            self._doubt_until = now + DOUBT_SECONDS
+        self._ticked = now
+        return now
+
     def _over(self, future: Any) -> None:
         with self._changed:
             self._pending.discard(future)
@@ -111,8 +129,8 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (wait := self._at - time.monotonic()) > 0:
-                    self._changed.wait(min(wait, 3600.0))
+                while not self._closed and (wait := self._at - self._tick()) > 0:
+                    self._changed.wait(min(wait, TICK_SECONDS))
                 if self._closed:
                     return
                 self._at = _NEVER
@@ -137,6 +155,7 @@ class Keeper:
 
     def _tend(self, what: Callable[[float], float], now: float) -> None:
         try:
+            self._tick()
             self.ring(what(now))
         except QnbError as error:
             if not self._closed:

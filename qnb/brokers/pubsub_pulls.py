@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qnb.brokers import pubsub_types as types
 from qnb.brokers.base import Delivery
@@ -14,6 +14,9 @@ from qnb.brokers.pubsub_link import ACKNOWLEDGE, MODIFY, PULL, Gone, Link, Refus
 from qnb.brokers.pubsub_shelf import COUNT, HINT
 from qnb.brokers.pubsub_types import grpc
 from qnb.errors import BrokerError
+
+if TYPE_CHECKING:
+    from qnb.brokers.pubsub_keeper import Keeper
 
 log = logging.getLogger("qnb")
 
@@ -57,8 +60,8 @@ class Catch:
 class Puller:
     """Pulls, and tells `accept` on a thread of grpc what came. Safe from any thread."""
 
-    def __init__(self, link: Link, pending: Callable[[Any], None], accept: Callable[[Source, Catch], None]) -> None:
-        self._link, self._pending, self._accept = link, pending, accept
+    def __init__(self, link: Link, keeper: Keeper, accept: Callable[[Source, Catch], None]) -> None:
+        self._link, self._keeper, self._accept = link, keeper, accept
         self._seconds = EMULATOR_PULL_SECONDS if link.target.emulated else PULL_SECONDS
         self.deadline = 0  # seconds that the server is to give what is pulled
 
@@ -74,7 +77,7 @@ class Puller:
             source.quick = future
         else:
             source.waiting = future
-        self._pending(future)
+        self._keeper.pending(future)
         future.add_done_callback(lambda done: self._arrived(source, done, quick=quick))
 
     def _arrived(self, source: Source, future: Any, *, quick: bool) -> None:
@@ -85,6 +88,10 @@ class Puller:
             catch.trouble = error
         except grpc.FutureCancelledError:
             pass
+        if catch.deliveries and not self._keeper.fresh():
+            # Its deadline may be over on the server. If it is not, the next one gets it a little sooner.
+            self._send(MODIFY, source, [delivery.token.ack_id for delivery in catch.deliveries])
+            catch.deliveries = []
         modified = None
         if catch.deliveries and self.deadline != source.deadline:
             # First, for the server must not wait longer for a holder that dies. Should it fail, it does.
