@@ -235,7 +235,14 @@ def test_backoff_grows_with_jitter(session: qnb.Session, tmp_path: Path) -> None
 # priority, delay, expires, queue, name --------------------------------------------------------------------------
 
 
-def test_priority(session: qnb.Session, blocked: Gate, tmp_path: Path) -> None:
+@pytest.fixture
+def levels(session: qnb.Session) -> None:
+    """Priorities that have been used before: where a level is a queue of its own, its first use makes it."""
+    for priority in (0, 5, 9):
+        session.task(priority=priority)(abs).submit(-1).result(SECONDS)
+
+
+def test_priority(levels: None, session: qnb.Session, blocked: Gate, tmp_path: Path) -> None:
     name = str(tmp_path / "order")
 
     def note(priority: int) -> None:
