@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from qnb.brokers import sqs_body
-from qnb.brokers.base import DeadLetter, Inbox, QueueSpec, Settle
+from qnb.brokers.base import Bus, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.bus import QueueBus
+from qnb.brokers.bus_mute import MuteBus
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.sqs_boxes import SqsMailboxes
 from qnb.brokers.sqs_client import Client, QueueGone, chunks
@@ -36,6 +37,8 @@ log = logging.getLogger("qnb")
 
 # How long dead letters that are looked at are hidden from others, and how many are looked at.
 _LOOK_SECONDS, _LOOK_LETTERS = 20, 2000
+# Between tries to send to a queue that was made anew.
+_MADE_SECONDS = (0.0, 0.5, 1.0, 1.0)
 # How long close() waits for polls that are about to end.
 _REST_SECONDS = 1.2
 
@@ -75,7 +78,7 @@ class SqsBroker:
         self._names = Names(self._options.prefix)
         self._queues = Queues(self._client, self._names)
         self._lock = threading.Lock()
-        self._bus: QueueBus | None = None
+        self._bus: QueueBus | MuteBus | None = None
         self._consumers: WeakSet[SqsConsumer] = WeakSet()
         self._limit = 0
         self._set_limit()
@@ -91,7 +94,10 @@ class SqsBroker:
         if limit != self._limit:
             self._limit = limit
             limits = replace(SqsBroker.features.limits, message_bytes=sqs_body.room(limit))
-            self.features = with_limit(replace(SqsBroker.features, limits=limits), self._address)
+            features = replace(SqsBroker.features, limits=limits)
+            if not self._options.mailboxes:
+                features = replace(features, monitoring=Support.NONE, remote_control=Support.NONE)
+            self.features = with_limit(features, self._address)
 
     def declare(self, spec: QueueSpec) -> None:
         self._queues.declare(spec)
@@ -138,8 +144,6 @@ class SqsBroker:
             answers = self._client.each(send, batches)
         failed: dict[int, Exception] = {}
         for batch, answer in zip(batches, answers, strict=True):
-            if isinstance(answer, QueueGone):
-                answer = BrokerError(f"queue {queue} was removed while it was written to: declare it again")
             failed |= {id(e): answer for e, _ in batch} if isinstance(answer, Exception) else answer
         return failed
 
@@ -160,12 +164,16 @@ class SqsBroker:
 
     def _send(self, place: Place, batch: Sequence[tuple[Envelope, dict[str, Any]]]) -> dict[int, Exception]:
         entries = [body for _, body in batch]
-        try:
-            failed = self._client.batch("send_message_batch", place.url, entries)
-        except QueueGone:  # removed under way
-            self._queues.forget(place)
-            again = self._queues.open(place.queue, place.level)
-            failed = self._client.batch("send_message_batch", again.url, entries)
+        for pause in _MADE_SECONDS:
+            try:
+                failed = self._client.batch("send_message_batch", place.url, entries)
+                break
+            except QueueGone:  # removed under way; or just made, which SQS does not know everywhere at once
+                time.sleep(pause)
+                self._queues.forget(place)
+                place = self._queues.open(place.queue, place.level)
+        else:
+            raise BrokerError(f"queue {place.queue} is removed again and again: see who does it")
         reason = "queue {} refuses it: {}"
         return {id(batch[n][0]): BrokerError(reason.format(place.queue, code)) for n, code in failed.items()}
 
@@ -263,7 +271,7 @@ class SqsBroker:
             MaxNumberOfMessages=10,
             VisibilityTimeout=_LOOK_SECONDS,
             WaitTimeSeconds=0,
-            MessageSystemAttributeNames=["SentTimestamp"],
+            AttributeNames=["SentTimestamp"],
             MessageAttributeNames=["All"],
         )
         messages: list[dict[str, Any]] = answer.get("Messages", [])
@@ -276,9 +284,11 @@ class SqsBroker:
         if batches:
             self._client.each(lambda batch: self._client.batch("change_message_visibility_batch", url, batch), batches)
 
-    def bus(self) -> QueueBus:
+    def bus(self) -> Bus:
         with self._lock:
-            if self._bus is None:
+            if self._bus is None and not self._options.mailboxes:
+                self._bus = MuteBus()
+            elif self._bus is None:
                 self._bus = QueueBus(SqsMailboxes(self._client, self._names, self._queues))
             return self._bus
 

@@ -14,9 +14,9 @@ from typing import Any
 from qnb.brokers import sqs_body
 from qnb.brokers.bus import MailboxGone
 from qnb.brokers.sqs_client import Client, DeletedRecently, QueueExists, QueueGone, chunks
-from qnb.brokers.sqs_names import ANEW, Names, escape_peer, is_cut, unescape_peer
+from qnb.brokers.sqs_names import ANEW, BUS, Names, escape_peer, is_cut, unescape_peer
 from qnb.brokers.sqs_queues import Queues
-from qnb.errors import QnbError
+from qnb.errors import AccessDenied, QnbError
 
 log = logging.getLogger("qnb")
 
@@ -40,6 +40,17 @@ class SqsMailboxes:
         self._away: dict[str, float] = {}
 
     def make(self, name: str) -> str:
+        try:
+            return self._make(name)
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}; outcomes, monitoring and control need queues named {self._names.prefix}{BUS}*, and on them "
+                "the rights sqs:CreateQueue, DeleteQueue, ListQueues, GetQueueUrl, GetQueueAttributes, SendMessage, "
+                "ReceiveMessage and DeleteMessage. Or do without: add mailboxes=no to the URL, and name a backend from "
+                "which outcomes are read"
+            ) from error
+
+    def _make(self, name: str) -> str:
         for url in self._all(name):
             self.remove(url)
         wanted = self._names.mailbox(name)
@@ -163,7 +174,7 @@ class SqsMailboxes:
         return False
 
     def receive(self, address: str, timeout: float) -> Sequence[bytes]:
-        wait = min(20, max(1, round(timeout)) if timeout > 0.3 else 0)
+        wait = min(20, max(1, round(timeout)) if timeout > 0 else 0)
         try:
             answer = self._client.call(
                 "receive_message", 0.0, QueueUrl=address, MaxNumberOfMessages=10, WaitTimeSeconds=wait

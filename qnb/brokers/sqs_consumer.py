@@ -21,14 +21,13 @@ from qnb.brokers.sqs_client import Client, QueueGone
 from qnb.brokers.sqs_polls import Polls, Source
 from qnb.brokers.sqs_queues import Queues
 from qnb.brokers.sqs_settle import Held, Settler
+from qnb.brokers.sqs_sources import Sources
 from qnb.errors import QnbError
 
 log = logging.getLogger("qnb")
 
 # How long something may lie here while nobody receives.
 GRACE_SECONDS = 0.3
-# How often a consumer looks for levels that are new, when busy and when idle. One of them is told at once.
-LEVELS_SECONDS, IDLE_LEVELS_SECONDS = 5.0, 60.0
 # A message that is due sooner is kept here until then; SQS delays by whole seconds.
 _SOON_SECONDS = 1.5
 _HOUR = 3600.0
@@ -39,20 +38,18 @@ class SqsConsumer:
 
     def __init__(self, client: Client, queues: Queues, names: Sequence[str], prefetch: int) -> None:
         self._client, self._queues = client, queues
-        self._names = list(dict.fromkeys(names))
         self._prefetch = max(1, prefetch)
         self._settler = Settler(client, queues)
         self._polls = Polls(client, self._arrived, self._failed)
         self._lock = threading.RLock()
         self._gate = Gate()
-        self._sources: dict[tuple[str, int], Source] = {}
-        self._levels_at = dict[str, float]()
+        self._sources = Sources(queues, names)
         self._ready: list[Held] = []
         self._later: list[tuple[float, Held]] = []  # Unix time
         self._held: dict[int, Held] = {}
         self._order = 0
         self._error: QnbError | None = None
-        self._news = self._woken = self._closed = False
+        self._woken = self._closed = False
         self._receiving = 0
         self._idle_since = 0.0
         self._keeper: threading.Thread | None = None
@@ -62,7 +59,7 @@ class SqsConsumer:
     def lease(self) -> float:
         """Seconds."""
         asked = self._client.options.lease
-        return asked or min((self._queues.lease(name) for name in self._names), default=DEFAULT_LEASE)
+        return asked or min((self._queues.lease(name) for name in self._sources.names), default=DEFAULT_LEASE)
 
     @property
     def _hide(self) -> int:
@@ -78,12 +75,12 @@ class SqsConsumer:
             self._receiving += 1
         try:
             while True:
-                self._refresh()
-                if not looked or (self._ready and self._several()):
+                self._sources.refresh()
+                if not looked or (self._ready and self._sources.several):
                     self._look(limit, now=timeout <= 0)
                     looked = True
-                if self._news:  # a level that has to be looked at first
-                    self._news = looked = False
+                if self._sources.news():  # a level that has to be looked at first
+                    looked = False
                     continue
                 taken = self._take(limit)
                 if taken or self._woken or self._closed or time.monotonic() >= end:
@@ -106,52 +103,16 @@ class SqsConsumer:
         if error is not None:
             raise error
 
-    def _several(self) -> bool:
-        """Whether there are levels, so that one has to look for what comes first."""
-        return any(level for _, level in self._sources)
-
-    def _refresh(self) -> None:
-        """The queues are there, and what is known of their levels is not too old."""
-        now = time.monotonic()
-        for name in list(self._names):
-            if self._closed:
-                return
-            source = self._sources.get((name, 0))
-            if source is not None and source.dropped:
-                self._drop_source(source)
-                source = None
-            if source is None:
-                place = self._queues.open(name)
-                with self._lock:
-                    if name in self._names:
-                        self._sources.setdefault((name, 0), Source(place))
-            if self._levels_at.get(name, 0.0) <= now:
-                busy = source is None or source.empty == 0
-                self._levels_at[name] = now + (LEVELS_SECONDS if busy else IDLE_LEVELS_SECONDS)
-                for place in self._queues.levels(name):
-                    with self._lock:
-                        if name in self._names:
-                            self._sources.setdefault((name, place.level), Source(place))
-        for source in [source for source in self._sources.values() if source.dropped]:
-            self._drop_source(source)
-
-    def _drop_source(self, source: Source) -> None:
-        self._queues.forget(source.place)
-        with self._lock:
-            key = source.place.queue, source.place.level
-            if self._sources.get(key) is source:
-                del self._sources[key]
-
     def _room(self) -> int:
         return self._prefetch - len(self._held) - len(self._ready)
 
     def _look(self, limit: int, now: bool) -> None:
         """Short polls where the highest priority has to be found first, or where there is no time to wait."""
-        several = self._several()
+        several = self._sources.several
         if not (several or now):
             return
         with self._lock:
-            sources = sorted(self._sources.values(), key=lambda source: -source.place.level)
+            sources = self._sources.all()
         for source in sources:
             if not several and (self._ready or source.polls):
                 continue
@@ -172,7 +133,7 @@ class SqsConsumer:
             if room <= 0 or self._closed:
                 return
             starts = []
-            for source in self._sources.values():
+            for source in self._sources.all():
                 if source.dropped or source.blocked_until > now or (more and source.width == 1):
                     continue
                 wanted = 1 if source.polls == 0 else 0
@@ -202,6 +163,7 @@ class SqsConsumer:
         short = [message for message in taken if message.hidden_until < message.deadline]
         if short:
             self._settler.hide(short, self._hide)
+            taken = [message for message in taken if message.hidden_until > now]
         if taken:
             self._watch()
         return [Delivery(m.place.queue, m.body.data, m.deliveries, m) for m in taken]
@@ -216,8 +178,8 @@ class SqsConsumer:
         """When something changes by itself."""
         with self._lock:
             times = [time.monotonic() + self._later[0][0] - time.time()] if self._later else []
-            times += [source.blocked_until for source in self._sources.values() if not source.polls]
             now = time.monotonic()
+            times += self._sources.next()
             return min((at for at in times if at > now), default=math.inf)
 
     # Told by polls -------------------------------------------------------------------------------------------------
@@ -233,10 +195,8 @@ class SqsConsumer:
                 self._order += 1
                 held = Held(source.place, message, received, hidden, self._order)
                 left = held.body.due - time.time()
-                new = held.body.level and (source.place.queue, held.body.level) not in self._sources
-                if new or held.body.bell:
-                    self._levels_at[source.place.queue] = 0.0
-                    self._news = True
+                if held.body.level or held.body.bell:
+                    self._sources.tell(source.place.queue, held.body.level, held.body.bell)
                 if held.body.bell:
                     bells.append(held)
                 elif self._closed or source.dropped:
@@ -326,7 +286,7 @@ class SqsConsumer:
             try:
                 at = self._give_back()
             except Exception:
-                log.exception("queues %s: the leases are not looked after; going on", ", ".join(self._names))
+                log.exception("queues %s: the leases are not looked after; going on", ", ".join(self._sources.names))
                 at = time.monotonic() + 1.0
             self._keep.wait(min(at - time.monotonic(), _HOUR))
 
@@ -363,14 +323,12 @@ class SqsConsumer:
     # -----------------------------------------------------------------------------------------------------------
 
     def take_from(self, queues: Sequence[str]) -> None:
+        self._sources.set(queues)
         with self._lock:
-            self._names = list(dict.fromkeys(queues))
-            for key in [key for key in self._sources if key[0] not in self._names]:
-                self._sources.pop(key).dropped = True
-            back = [message for message in self._ready if message.place.queue not in self._names]
-            back += [message for _, message in self._later if message.place.queue not in self._names]
-            self._ready = [message for message in self._ready if message.place.queue in self._names]
-            self._later = [pair for pair in self._later if pair[1].place.queue in self._names]
+            back = [message for message in self._ready if message.place.queue not in queues]
+            back += [message for _, message in self._later if message.place.queue not in queues]
+            self._ready = [message for message in self._ready if message.place.queue in queues]
+            self._later = [pair for pair in self._later if pair[1].place.queue in queues]
             heapq.heapify(self._ready)
             heapq.heapify(self._later)
         self._go_back(back)
@@ -394,6 +352,4 @@ class SqsConsumer:
 
     def rest(self, seconds: float) -> None:
         """After close: wait for polls that are about to end, so that they can send back what they bring."""
-        with self._lock:
-            sources = list(self._sources.values())
-        self._polls.settle(sources, seconds)
+        self._polls.settle(self._sources.all(), seconds)

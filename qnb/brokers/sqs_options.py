@@ -2,6 +2,13 @@
 
 `sqs://` · `sqs://KEY:SECRET@` · `sqs://eu-west-1/` · `sqs://?region=eu-west-1` · `sqs://localhost:4566/` ·
 `sqs://?endpoint_url=http://localhost:4566`. Without KEY and SECRET, the usual chain of AWS finds them.
+
+Where: `region`, `endpoint_url`, `is_secure` (https for sqs://HOST/), `profile`, `token` (of a session).
+Queues: `prefix` (or `queue_name_prefix`); `predefined_queues=NAME=URL,…` and `queue_url=URL` (only these are used, and
+none is made; `NAME-p9` is for priority 9, `NAME-dead` for what is rejected); `mailboxes=no` (no queues for outcomes,
+monitoring and control); for those that are made: `message_size`, `retention`, `max_receives` (of the redrive policy; 0
+for none), `kms_key`, `tags=KEY=VALUE,…`. `group`: the one message group of FIFO queues, whose order is then kept.
+How: `lease` (or `visibility_timeout`), `max_message`, `wait` (of long polls), `connections`, `patience`.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from qnb.settings import Address, parse_url
 KNOWN = {
     "region", "endpoint_url", "is_secure", "profile", "lease", "prefix", "queue_name_prefix", "max_message",
     "message_size", "predefined_queues", "queue_url", "kms_key", "tags", "retention", "max_receives", "group",
-    "connections", "wait", "patience", "token", "visibility_timeout",
+    "connections", "wait", "patience", "token", "visibility_timeout", "mailboxes",
 }  # fmt: skip
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _HOUR = 3600
@@ -45,6 +52,7 @@ class Options:
     attributes: dict[str, str]
     tags: dict[str, str]
     predefined: dict[str, str]
+    mailboxes: bool
 
 
 def read(url: str) -> Options:
@@ -81,6 +89,7 @@ def read(url: str) -> Options:
         attributes={"KmsMasterKeyId": options["kms_key"]} if options.get("kms_key") else {},
         tags=_pairs(address, "tags"),
         predefined=_predefined(address),
+        mailboxes=_yes(options.get("mailboxes", "yes")),
     )
 
 
@@ -92,12 +101,16 @@ def _place(address: Address) -> tuple[str | None, str | None]:
         if port is None and _REGION.fullmatch(host):
             region = region or host
         elif endpoint is None:
-            secure = address.options.get("is_secure", str(port == 443 or "amazonaws." in host)).lower()
+            secure = _yes(address.options.get("is_secure", "yes" if port == 443 or "amazonaws." in host else "no"))
             name = f"[{host}]" if ":" in host else host
-            endpoint = f"http{'s' if secure in ('1', 'true', 'yes') else ''}://{name}{f':{port}' if port else ''}"
+            endpoint = f"http{'s' if secure else ''}://{name}{f':{port}' if port else ''}"
     if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
         raise ConfigurationError(f"endpoint_url={endpoint!r} is not a URL like http://localhost:4566")
     return region, endpoint
+
+
+def _yes(text: str) -> bool:
+    return text.lower() in ("1", "true", "yes", "on")
 
 
 def _whole(address: Address, name: str, default: int, least: int, most: int) -> int:

@@ -78,7 +78,7 @@ class Polls:
                 MaxNumberOfMessages=count,
                 WaitTimeSeconds=wait,
                 VisibilityTimeout=hide,
-                MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                AttributeNames=["ApproximateReceiveCount"],
             )
         except QueueGone:
             source.dropped = True

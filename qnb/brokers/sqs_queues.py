@@ -60,10 +60,13 @@ class Queues:
         if known and before != spec.lease:
             self._set_lease(place.url, spec.lease)
 
-    def open(self, queue: str, level: int = 0) -> Place:
-        """The place of these messages, made when it is not there."""
+    def open(self, queue: str, level: int = 0, patience: float = _FORGOTTEN_SECONDS) -> Place:
+        """The place of these messages, made when it is not there.
+
+        One that was removed a moment ago is waited for; DeletedRecently when patience is at its end.
+        """
         found = self.find(queue, level)
-        return found or self._make(queue, level)
+        return found or self._make(queue, level, patience)
 
     def find(self, queue: str, level: int = 0) -> Place | None:
         """The same, None when it is not there."""
@@ -143,13 +146,14 @@ class Queues:
 
     # Make ------------------------------------------------------------------------------------------------------
 
-    def _make(self, queue: str, level: int) -> Place:
+    def _make(self, queue: str, level: int, patience: float) -> Place:
         dead = self.dead(queue)
         attributes = {"VisibilityTimeout": str(math.ceil(self.lease(queue)))}
         if self._options.max_receives and dead is not None and (arn := self._arn(dead)):
             policy = {"deadLetterTargetArn": arn, "maxReceiveCount": self._options.max_receives}
             attributes["RedrivePolicy"] = json.dumps(policy)
-        return self._keep(Place(queue, level, self.create(self.names.queue(queue, level), attributes)))
+        url = self.create(self.names.queue(queue, level), attributes, patience)
+        return self._keep(Place(queue, level, url))
 
     def dead(self, queue: str, make: bool = True) -> str | None:
         """The URL of the queue's dead letters."""
@@ -166,8 +170,8 @@ class Queues:
                 self._dead[queue] = url
         return url
 
-    def create(self, name: str, attributes: dict[str, str]) -> str:
-        """Make a queue of the server; its URL. One that was removed a moment ago is waited for."""
+    def create(self, name: str, attributes: dict[str, str], patience: float = _FORGOTTEN_SECONDS) -> str:
+        """Make a queue of the server; its URL."""
         options = self._options
         wanted = {
             "MessageRetentionPeriod": str(options.retention),
@@ -177,7 +181,7 @@ class Queues:
             **attributes,
         }
         more = {"tags": options.tags} if options.tags else {}
-        end = time.monotonic() + _FORGOTTEN_SECONDS
+        end = time.monotonic() + patience
         told = False
         while True:
             try:
@@ -186,6 +190,8 @@ class Queues:
                 if url := self._url(name):
                     return url
             except DeletedRecently as error:
+                if not patience:
+                    raise
                 if time.monotonic() > end:
                     raise BrokerUnavailable(
                         f"queue {name} was removed and SQS does not let it be made again"
