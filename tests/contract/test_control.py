@@ -392,9 +392,9 @@ def test_queues_and_purge(session: qnb.Session, shared: str) -> None:
     session.task(queue="only-here")(abs).map(range(3), chunksize=1)
     session.flush()
     lines = dict(line.split("\t") for line in qnb_command("queues", shared).stdout.splitlines())
-    assert lines["only-here"] == "3"
+    assert lines["only-here"] == ("?" if session.broker.depth("only-here") is None else "3")
     assert qnb_command("purge", shared, "--queue", "only-here").stdout == "3 messages dropped from only-here\n"
-    assert session.broker.depth("only-here") == 0
+    assert session.broker.depth("only-here") in (0, None)
     assert qnb_command("purge", shared, "--queue", "not-there").returncode == 0
 
 

@@ -296,7 +296,7 @@ def test_queue(session: qnb.Session, place: str) -> None:
     elsewhere = session.task(queue="elsewhere")(abs)
     future = elsewhere.submit(-5)
     session.flush()
-    until(lambda: session.broker.depth("elsewhere") == 1)
+    until(lambda: session.broker.depth("elsewhere") in (1, None))  # None: this broker cannot tell
     session.submit(abs, -1).result(SECONDS)
     assert not future.done()
     with qnb.Session(place, workers=1, queue="elsewhere") as other:
