@@ -215,6 +215,10 @@ def _sqlite(services: Services) -> str:
     return f"sqlite:///{services.folder()}/qnb.db"
 
 
+def _shelf(services: Services) -> str:
+    return f"tests.shelf:ShelfBroker?file={services.folder()}/shelf.db"
+
+
 def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], None]]]:
     def start(services: Services) -> tuple[str, Callable[[], None]]:
         server = services.private(kind, appendonly=True, appendfsync="always")
@@ -357,6 +361,7 @@ def _restart_kafka(services: Services) -> tuple[str, Callable[[], None]]:
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("theirs", lambda services: f"tests.third_party:TheirBroker?name={services.word()}", processes=False),
+    Case("shelf", _shelf, restart=lambda services: (_shelf(services), lambda: None)),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
     _redis_case("valkey", "valkey"),
@@ -404,4 +409,5 @@ BACKENDS: Sequence[Case] = (
     _server_case("mysql", MariadbServer),
     _server_case("cassandra", CassandraServer),
     Case("theirs", lambda services: f"tests.third_party:TheirBackend?name={services.word()}", processes=False),
+    Case("shelf", lambda services: f"tests.shelf:ShelfBackend?file={services.folder()}/shelf.db"),
 )
