@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, TopicPartition
 
 from qnb.brokers.base import DEFAULT_LEASE, Bus, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes
@@ -28,6 +28,7 @@ from qnb.brokers.kafka_consumer import KafkaConsumer
 from qnb.brokers.kafka_member import Context, commit_here
 from qnb.brokers.kafka_publisher import Publisher
 from qnb.brokers.kafka_records import DEAD, REASON, Names, Record, base_of, headers_of, key_of
+from qnb.brokers.kafka_shelf import Place
 from qnb.brokers.kafka_topics import PARTITIONS, TopicOptions, Topics
 from qnb.errors import BrokerError, BrokerUnavailable, PublishFailed, QnbError
 from qnb.features import Features, Limits, Support
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _PURGE_SECONDS = 5.0
 _READ_SECONDS = 10.0
+_OWNERS_SECONDS = 2.0
+_TOGETHER = 100
+_SETTLED = (ConsumerGroupState.STABLE, ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD)
 
 
 class KafkaBroker:
@@ -88,8 +92,20 @@ class KafkaBroker:
     def _tell_of_topics(self, topics: Sequence[str]) -> None:
         """Workers that run take a new level of their queues in."""
         found = [self._names.queue_of(topic) for topic in topics]
-        for queue in {pair[0] for pair in found if pair and pair[1] != DEAD}:
+        queues = {pair[0]: pair[1] for pair in found if pair and pair[1] != DEAD}
+        for queue in queues:
             self._bus.say(Talk("topics", queue, self._name))
+        if any(queues.values()):  # a level: until those who work on others have taken it in, it would come last
+            self._wait_for_owners(topics)
+
+    def _wait_for_owners(self, topics: Sequence[str]) -> None:
+        deadline = time.monotonic() + _OWNERS_SECONDS
+        bases = {self._names.topic(pair[0]) for topic in topics if (pair := self._names.queue_of(topic))}
+        while time.monotonic() < deadline:
+            owned = {topic for topic, _ in self._owned()}
+            if not owned & bases or owned >= {topic for topic in topics if not topic.endswith(DEAD)}:
+                return
+            time.sleep(0.02)
 
     def declare(self, spec: QueueSpec) -> None:
         self._check()
@@ -136,14 +152,20 @@ class KafkaBroker:
         first, now = publisher.stamp(len(envelopes)), time.time()
         topics: dict[tuple[str, int, bool], str] = {}
         records = []
+        together = 0  # what is due together lies together: so the most urgent of it is found first
         for at, (queue, body, _, priority, delay) in enumerate(map(_fields, envelopes)):
             kind = (queue, priority, delay > 0)
             topic = topics.get(kind)
             if topic is None:
                 topic = topics[kind] = names.later(queue) if delay > 0 else names.topic(queue, priority)
                 self._topics.ensure([names.topic(queue), topic])
-            headers = headers_of(due=now + delay, priority=priority) if delay > 0 else None
-            records.append(Record(topic, publisher.next_partition(topic), body, key_of(first + at), headers))
+            if delay <= 0:
+                records.append(Record(topic, publisher.next_partition(topic), body, key_of(first + at)))
+                continue
+            if at % _TOGETHER == 0 or not together:
+                together = publisher.next_partition(topic) + 1
+            headers = headers_of(due=now + delay, priority=priority)
+            records.append(Record(topic, (together - 1) % self._topics.count(topic), body, key_of(first + at), headers))
         return [(envelopes[at], error) for at, error in publisher.send(records).items()]
 
     def _fail(self, envelopes: Sequence[Envelope], failed: Sequence[tuple[Envelope, QnbError]]) -> None:
@@ -164,13 +186,16 @@ class KafkaBroker:
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> KafkaConsumer:
         self._check()
-        leases = [self._topics.lease(self._names.topic(queue)) or DEFAULT_LEASE for queue in queues]
-        lease = self._lease or min(leases, default=DEFAULT_LEASE)
+        self._topics.ensure(self._names.topic(queue) for queue in queues)
+        lease = self._lease or min((self._lease_of(queue) for queue in queues), default=DEFAULT_LEASE)
         context = Context(self._settings, self._topics, self._publisher, self._bus, self.url, self._session_bounds)
         consumer = KafkaConsumer(context, queues, prefetch, lease)
         with self._lock:
             self._consumers = [*(each for each in self._consumers if not each.closed), consumer]
         return consumer
+
+    def _lease_of(self, queue: str) -> float:
+        return self._topics.lease(self._names.topic(queue)) or DEFAULT_LEASE
 
     def _session_bounds(self) -> tuple[float, float]:
         if self._bounds is None:
@@ -203,7 +228,7 @@ class KafkaBroker:
             return 0
         commit_here(self._context_key())
         owned = set(self._owned()) & set(ends)
-        count = self._ask_to_purge(queue, {place: ends[place] for place in owned}) if owned else 0
+        count = self._ask_to_purge(queue, ends, owned) if owned else 0
         free = {place: end for place, end in ends.items() if place not in owned}
         if free:
             depths = self._topics.depths(topics)
@@ -211,13 +236,19 @@ class KafkaBroker:
             count += sum(depths.get(place, 0) for place in free)
         return count
 
-    def _owned(self) -> list[tuple[str, int]]:
-        """The partitions that a member of the group has now."""
-        try:
-            [future] = self._admin.describe_consumer_groups([self._names.group]).values()
-            members = future.result(_READ_SECONDS).members
-        except KafkaException as error:
-            raise translate(error, self.url, f"describe group {self._names.group}") from error
+    def _owned(self) -> list[Place]:
+        """The partitions that a member of the group has, as soon as that is settled."""
+        deadline = time.monotonic() + _OWNERS_SECONDS
+        while True:
+            try:
+                [future] = self._admin.describe_consumer_groups([self._names.group]).values()
+                group = future.result(_READ_SECONDS)
+            except KafkaException as error:
+                raise translate(error, self.url, f"describe group {self._names.group}") from error
+            if group.state in _SETTLED or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        members = group.members
         return [
             (each.topic, each.partition)
             for member in members
@@ -230,7 +261,7 @@ class KafkaBroker:
         if waiting is not None:
             waiting.put(said)
 
-    def _ask_to_purge(self, queue: str, ends: dict[tuple[str, int], int]) -> int:
+    def _ask_to_purge(self, queue: str, ends: dict[Place, int], owned: set[Place]) -> int:
         with self._lock:
             if not self._hearing:
                 self._bus.listen(self._hear)
@@ -239,7 +270,7 @@ class KafkaBroker:
         answers = self._answers[request] = queues_of_threads.SimpleQueue()
         try:
             self._bus.say(Talk("purge", queue, request, 0, [(*place, end) for place, end in ends.items()]))
-            left, count, deadline = set(ends), 0, time.monotonic() + _PURGE_SECONDS
+            left, count, deadline = set(owned), 0, time.monotonic() + _PURGE_SECONDS
             while left:
                 try:
                     said = answers.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -332,4 +363,5 @@ def _topic_options(address: Address) -> TopicOptions:
         most_partitions=max(partitions, int(address.number("max_partitions", 64))),
         replication=int(address.number("replication", -1)),
         message_bytes=largest,
+        patience=address.number("patience", PATIENCE),
     )

@@ -22,7 +22,7 @@ MESSAGE_BYTES = 8 * 1024 * 1024
 # What is qnb's own in the query; all else is librdkafka's.
 OWN = frozenset({"prefix", "lease", "max_message", "partitions", "max_partitions", "replication", "patience", "share"})
 
-_UNAVAILABLE = {
+UNAVAILABLE = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TRANSPORT,
     KafkaError._TIMED_OUT,
@@ -104,7 +104,7 @@ def translate(error: BaseException | KafkaError, url: str, doing: str) -> QnbErr
         return BrokerError(f"{front}: the topic is not there; publish again, or allow this user to create topics")
     if code == KafkaError._INVALID_ARG:
         return ConfigurationError(f"{front}: check the librdkafka settings in the URL")
-    if code is None or code in _UNAVAILABLE:
+    if code is None or code in UNAVAILABLE:
         return BrokerUnavailable(f"{front}: check that Kafka runs there and that security_protocol is right")
     return BrokerError(front)
 
@@ -141,6 +141,6 @@ def connect(settings: dict[str, Any], url: str) -> tuple[AdminClient, Any]:
             admin.poll(0)
             if faults.login is not None:
                 raise translate(faults.login, url, "connect") from error
-            if code_of(error) not in _UNAVAILABLE or left <= 0:
+            if code_of(error) not in UNAVAILABLE or left <= 0:
                 raise translate(error, url, f"no answer from {settings['bootstrap.servers']}") from error
             time.sleep(0.05)

@@ -116,7 +116,7 @@ class Keeper:
         if self._lapsed:
             self._lapse()
         if clogged:
-            self.move(clogged, {})
+            self.move(clogged)
         if self._leaving:
             self._subscribe()
         if self._assigned != self.member.assigned:
@@ -184,7 +184,7 @@ class Keeper:
             break
         self._changed()
 
-    def move(self, entries: Sequence[Entry], leaving: dict[Place, bool]) -> None:
+    def move(self, entries: Sequence[Entry], leaving: Sequence[Place] = ()) -> None:
         """Write these again into partitions that stay; those that are held stay held, under their new place."""
         context = self.member.context
         with self.member.lock:
@@ -224,11 +224,10 @@ class Keeper:
                 entry.offset = -1  # until its copy comes by
             self._shelf.finish_at(place, offset)
 
-    def rescue(self, held: list[Entry]) -> None:
+    def rescue(self, held: list[Entry], leaving: list[Place]) -> None:
         """Partitions are revoked: what is held of them goes into those that stay."""
         with self.member.lock:
             held = [entry for entry in held if entry.state == HELD]
-            leaving = {entry.place: True for entry in held}
         self.move(held, leaving)
 
     def _lapse(self) -> None:
@@ -307,10 +306,9 @@ class Keeper:
             tries = [self._tries(entry) for entry in entries]
         if entries:
             self._wanted.pop(wanted.sender, None)
-            topic = self.member.context.topics.names.topic
-            places = [self._place_of(wanted, topic(entry.queue, entry.priority)) for entry in entries]
-            records = [copy_of(e, *place, n) for e, place, n in zip(entries, places, tries, strict=True)]
-            self.write(entries, records)
+            # All into one partition: so the most urgent of them is found first.
+            place = self._place_of(wanted, self.member.context.topics.names.topic(wanted.queue))
+            self.write(entries, [copy_of(e, *place, n) for e, n in zip(entries, tries, strict=True)])
 
     def _answer(self, said: Talk) -> None:
         if said.kind == "want" and said.places:

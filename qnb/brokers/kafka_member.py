@@ -69,7 +69,7 @@ class Member:
         shelf: Shelf,
         lease: float,
         changed: Callable[[], None],
-        moved: Callable[[list[Entry]], None],
+        moved: Callable[[list[Entry], list[Place]], None],
     ) -> None:
         self.context = context
         self.lock = threading.RLock()
@@ -97,7 +97,7 @@ class Member:
             "session.timeout.ms": int(session * 1000),
             "heartbeat.interval.ms": int(min(session / 5, 0.25) * 1000),
             "max.poll.interval.ms": max(300_000, int(session * 1000)),
-            "fetch.wait.max.ms": 100,
+            "fetch.wait.max.ms": 50,
             "fetch.queue.backoff.ms": 20,
             "queued.min.messages": 2000,
             "queued.max.messages.kbytes": 32_768,
@@ -241,7 +241,7 @@ class Member:
                 known = each.offset >= 0
                 ledger = Ledger.decode(each.offset, each.metadata or "") if known else Ledger(0)
                 self._shelf.add_part((each.topic, each.partition), ledger)
-        begin = [TopicPartition(t.topic, t.partition, t.offset if t.offset >= 0 else -2) for t in found]
+        begin = [TopicPartition(t.topic, t.partition, max(0, t.offset)) for t in found]
         consumer.incremental_assign(begin)
         self.assigned += 1
         self.in_group = True
@@ -272,7 +272,7 @@ class Member:
                 if self._shelf.parts[place].ledger.held(entry.offset)
             ]
         if held:
-            self._moved(held)
+            self._moved(held, places)
         with self.lock:
             self._shelf.dirty.update(place for place in places if place in self._shelf.parts)
         self.commit_now()

@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
 
-from qnb.brokers.kafka_client import GONE, code_of, translate
+from qnb.brokers.kafka_client import GONE, PATIENCE, UNAVAILABLE, code_of, translate
 from qnb.brokers.kafka_ledger import not_waiting
 from qnb.brokers.kafka_records import DEAD, LEVELS, Names
 from qnb.errors import BrokerError
@@ -21,6 +21,7 @@ BUS_PARTITIONS = 8
 BUS_RETENTION = 300.0
 REQUEST_SECONDS = 10.0
 CREATE_SECONDS = 20.0
+COORDINATOR_SECONDS = 2.5
 # How long a count of partitions is believed, and a topic believed to be there.
 FRESH_SECONDS = 30.0
 _EXISTS = KafkaError.TOPIC_ALREADY_EXISTS
@@ -34,6 +35,7 @@ class TopicOptions:
     most_partitions: int = 64
     replication: int = -1
     message_bytes: int = 0
+    patience: float = PATIENCE
 
 
 class Topics:
@@ -56,10 +58,18 @@ class Topics:
 
     def refresh(self) -> None:
         """Ask the server which topics there are."""
-        try:
-            self.learn(self._admin.list_topics(timeout=REQUEST_SECONDS))
-        except KafkaException as error:
-            raise translate(error, self._url, "list the topics") from error
+        self.learn(self._patiently("list the topics", lambda: self._admin.list_topics(timeout=REQUEST_SECONDS)))
+
+    def _patiently(self, doing: str, ask: Callable[[], Any]) -> Any:
+        """Ride out an absence of the server."""
+        deadline = time.monotonic() + self.options.patience
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if code_of(error) not in UNAVAILABLE or time.monotonic() > deadline:
+                    raise translate(error, self._url, doing) from error
+                time.sleep(0.1)
 
     def forget(self, topics: Iterable[str]) -> None:
         """They seem not to be there any more."""
@@ -105,20 +115,20 @@ class Topics:
             self.made(missing)
 
     def _create(self, topics: Sequence[str]) -> None:
-        deadline = time.monotonic() + CREATE_SECONDS
+        deadline = time.monotonic() + max(CREATE_SECONDS, self.options.patience)
         left = list(topics)
         while left:
             asked = self._admin.create_topics([self._new(topic) for topic in left], operation_timeout=REQUEST_SECONDS)
             refused = {}
             for topic, future in asked.items():
                 error = _outcome(future)
-                if error is not None and code_of(error) != KafkaError.REQUEST_TIMED_OUT:
+                if error is not None:
                     refused[topic] = error
             if self._replication < 0 and any(code_of(e) == KafkaError._UNSUPPORTED_FEATURE for e in refused.values()):
                 self._replication = int(self._server_setting("default.replication.factor") or 1)  # before Kafka 2.4
                 continue
             for topic, error in refused.items():
-                if code_of(error) != _EXISTS:
+                if code_of(error) != _EXISTS and code_of(error) not in UNAVAILABLE:
                     raise translate(error, self._url, f"create topic {topic} ({self._counts_for(topic)} partitions)")
             self.refresh()  # one that is there, or is being removed: then it is asked for again until it is gone
             left = [topic for topic in topics if topic not in self._counts]
@@ -175,28 +185,33 @@ class Topics:
         if not places:
             return {}
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()
-        asked = self._admin.list_offsets(
-            {TopicPartition(*place): spec for place in places}, request_timeout=REQUEST_SECONDS
-        )
-        found = {}
-        for place, future in asked.items():
-            error = _outcome(future)
-            if error is None:
-                found[place.topic, place.partition] = int(future.result().offset)
-            elif code_of(error) not in GONE:
-                raise translate(error, self._url, f"find the offsets of {place.topic}") from error
-        return found
+        wanted = {TopicPartition(*place): spec for place in places}
+
+        def ask() -> dict[tuple[str, int], int]:
+            found = {}
+            for place, future in self._admin.list_offsets(wanted, request_timeout=REQUEST_SECONDS).items():
+                error = _outcome(future)
+                if error is None:
+                    found[place.topic, place.partition] = int(future.result().offset)
+                elif code_of(error) not in GONE:
+                    raise error
+            return found
+
+        answer: dict[tuple[str, int], int] = self._patiently(f"find the offsets of {places[0][0]}", ask)
+        return answer
 
     def commits(self, group: str, places: Sequence[tuple[str, int]] = ()) -> dict[tuple[str, int], tuple[int, str]]:
         """What a group has committed: the offset and what was written beside it."""
         request = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in places] or None)
-        [future] = self._admin.list_consumer_group_offsets([request], request_timeout=REQUEST_SECONDS).values()
-        error = _outcome(future)
-        if error is not None:
-            raise translate(error, self._url, f"read the offsets of group {group}") from error
+
+        def ask() -> Any:  # the first group of a server has to wait for the topic of groups: briefly, and again
+            asked = self._admin.list_consumer_group_offsets([request], request_timeout=COORDINATOR_SECONDS)
+            return asked[group].result(REQUEST_SECONDS)
+
+        found = self._patiently(f"read the offsets of group {group}", ask)
         return {
             (each.topic, each.partition): (each.offset, each.metadata or "")
-            for each in future.result().topic_partitions
+            for each in found.topic_partitions
             if each.offset >= 0
         }
 
