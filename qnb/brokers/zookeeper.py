@@ -72,7 +72,7 @@ class ZookeeperBroker:
 
     def publish_many(self, envelopes: Sequence[Envelope]) -> None:
         check_envelopes(envelopes, self.features, self.url)
-        self._link.check()
+        self._link.check_open()
         if envelopes:
             self._queues.publish(envelopes)
 
@@ -83,7 +83,7 @@ class ZookeeperBroker:
         return inbox.receive_many(limit, timeout)
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> ZookeeperConsumer:
-        self._link.check()
+        self._link.check_open()
         consumer = ZookeeperConsumer(self._queues, queues, prefetch, self._lease)
         with self._lock:
             self._consumers = [*(each for each in self._consumers if not each.closed), consumer]
@@ -118,6 +118,7 @@ class ZookeeperBroker:
         with self._lock:
             consumers, self._consumers = self._consumers, []
             bus = self._bus
+        self._link.hurry()
         for consumer in consumers:
             consumer.close()
         if bus is not None:

@@ -190,6 +190,7 @@ class ZookeeperBus:
                 self.link.call_many([self.link.commit([delete(f"{path}/{node}")]) for node in found])
 
     def close(self) -> None:
+        self.attendance.hurry()
         for inbox in self._inboxes:
             inbox.close()
         self.attendance.close()
@@ -280,7 +281,11 @@ class Attendance:
         if link is not None:
             with self._writing:
                 if path not in self._present:
-                    link.call(link.commit([delete(path)]), 1.0)
+                    link.call(link.commit([delete(path)]), min(1.0, link.patience))
+
+    def hurry(self) -> None:
+        if self._link is not None:
+            self._link.hurry()
 
     def leave(self, path: str) -> None:
         with self._lock:

@@ -41,6 +41,7 @@ from qnb.settings import Address
 PORT = 2181
 CONNECT_SECONDS = 4.0
 PATIENCE = 8.0
+_CLOSE_SECONDS = 1.0
 # What a server takes by default in one packet (jute.maxbuffer), and what of it is left for more than the data.
 PACKET_BYTES = 1_048_575
 PACKET_SPARE = 8_192
@@ -182,6 +183,7 @@ class Link:
         self.target = target
         self.session = max(session, SHORTEST_SESSION)
         self.closed = False
+        self.patience = target.patience
         self.negotiated = self.session  # seconds; the server has its own bounds
         self._lost_at: float | None = time.monotonic()
         self._listeners: list[Callable[[], None]] = []
@@ -198,7 +200,7 @@ class Link:
             hosts=self.target.hosts,
             timeout=self.session,
             auth_data=login,
-            connection_retry=KazooRetry(max_tries=-1, delay=0.05, backoff=1.5, max_delay=1.0, ignore_expire=True),
+            connection_retry=KazooRetry(max_tries=-1, delay=0.05, backoff=1.5, max_delay=0.5, ignore_expire=True),
             logger=_quiet,
             use_ssl=_switch(address, "use_ssl", False),
             ca=options.get("ca"),
@@ -274,14 +276,18 @@ class Link:
 
         client._connection._connect = measured
 
-    def check(self) -> None:
-        """Raise when the connection has been away for longer than there is patience."""
+    def check_open(self) -> None:
+        """Raise when it will never be connected again."""
         if self.closed:
             raise BrokerUnavailable(f"{self.target.address} is closed: open a new one")
         if self.client.client_state == "AUTH_FAILED":
             raise self.translate(AuthFailedError())
+
+    def check(self) -> None:
+        """Raise when the connection has been away for longer than there is patience, too."""
+        self.check_open()
         since = self._lost_at
-        if since is not None and time.monotonic() - since > self.target.patience:
+        if since is not None and time.monotonic() - since > self.patience:
             raise self.unavailable()
 
     def unavailable(self) -> BrokerUnavailable:
@@ -291,14 +297,32 @@ class Link:
         )
 
     def _reason(self) -> str:
+        """Why there is no session, as far as an attempt of its own tells."""
+        reason = "no host named"
         for part in self.target.hosts.split(","):
             host, _, port = part.rpartition(":")
             try:
-                with socket.create_connection((host, int(port)), timeout=0.5):
-                    return "it takes connections, but gives no session"
+                with socket.create_connection((host, int(port)), timeout=0.5) as connection:
+                    if not _switch(self.target.address, "use_ssl", False):
+                        return "it takes connections, but gives no session"
+                    return self._tls_reason(connection, host)
             except OSError as error:
                 reason = error.strerror or str(error)
         return reason
+
+    def _tls_reason(self, connection: socket.socket, host: str) -> str:
+        import ssl
+
+        options = self.target.address.options
+        try:
+            context = ssl.create_default_context(cafile=options.get("ca"))
+            context.check_hostname = _switch(self.target.address, "check_hostname", False)
+            with context.wrap_socket(connection, server_hostname=host):
+                return "it takes connections with TLS, but gives no session"
+        except ssl.SSLCertVerificationError as error:
+            return f"its certificate is not trusted: {error.verify_message}; name who signed it with ca=FILE"
+        except (ssl.SSLError, OSError) as error:
+            return f"no TLS on this port: {error}"
 
     def _await(self, deadline: float) -> None:
         with self._state:
@@ -307,8 +331,7 @@ class Link:
                 if left <= 0 or self.closed or self.client.client_state == "AUTH_FAILED":
                     break
                 self._state.wait(min(left, 0.5))
-        if self.closed or self.client.client_state == "AUTH_FAILED":
-            self.check()
+        self.check_open()
 
     # ------------------------------------------------------------ calls
 
@@ -324,18 +347,17 @@ class Link:
         try:
             return [self._answer(pending) for pending in sent]
         except LOST as error:
-            if self.closed:
-                self.check()
+            self.check_open()
             raise Lost(str(error) or type(error).__name__) from error
         except KazooException as error:
             raise self.translate(error) from error
 
     def _answer(self, pending: Pending) -> Any:
-        deadline = time.monotonic() + self.target.patience
+        deadline = time.monotonic() + self.patience
         while not pending.ready():
             left = deadline - time.monotonic()
             if left <= 0:
-                raise OperationTimeoutError(f"no answer for {self.target.patience:.0f} s")
+                raise OperationTimeoutError(f"no answer for {self.patience:.0f} s")
             try:
                 return pending.get(timeout=min(left, _NUDGE_SECONDS))
             except KazooTimeoutError:
@@ -349,7 +371,7 @@ class Link:
 
     def call_many(self, starts: Sequence[Start], patience: float | None = None) -> list[Any]:
         """As attempt(); what the connection lost is tried again, until patience is at its end."""
-        deadline = time.monotonic() + (self.target.patience if patience is None else patience)
+        deadline = time.monotonic() + (self.patience if patience is None else patience)
         while True:
             self._await(deadline)
             if not self.connected:
@@ -399,6 +421,10 @@ class Link:
         """Send a transaction whose end nobody waits for."""
         if self.connected and operations:
             self.commit(operations)(self.client)
+
+    def hurry(self) -> None:
+        """It is about to be closed: what is still to be said is not worth a long wait."""
+        self.patience = min(self.patience, _CLOSE_SECONDS) if self.connected else 0.0
 
     def close(self) -> None:
         if not self.closed:

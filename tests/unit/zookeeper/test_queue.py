@@ -186,7 +186,9 @@ def test_a_larger_limit_of_the_server_may_be_used(open_broker: OpenBroker) -> No
 
 
 @pytest.mark.parametrize("skew", [-3600.0, 3600.0])
-def test_a_wrong_clock_delays_by_the_server_s(open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch, skew: float) -> None:
+def test_a_wrong_clock_delays_by_the_server_s(
+    open_broker: OpenBroker, monkeypatch: pytest.MonkeyPatch, skew: float
+) -> None:
     """The publisher's machine is an hour off."""
     right = time.time
     monkeypatch.setattr("qnb.brokers.zookeeper_queue.time.time", lambda: right() + skew)
