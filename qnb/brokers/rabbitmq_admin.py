@@ -332,8 +332,7 @@ class Admin:
         return self.run(lambda desk: sum(self._quietly(desk, spec.Queue.Purge(0, name)) for name in names))
 
     def remove(self, queue: str) -> None:
-        """Remove the queue and all that belongs to it."""
-
+        """Remove the queue and all that belongs to it. The companion last: its consumers are told for certain."""
         names = [*self._late_of(queue), self.names.dead(queue), self.names.queue(queue), self.names.urgent(queue)]
         self.run(lambda desk: [self._quietly(desk, spec.Queue.Delete(0, name)) for name in names])
         self.entries(lambda entry: entry.queue == queue)

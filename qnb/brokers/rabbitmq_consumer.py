@@ -49,7 +49,8 @@ _IDLE_SECONDS = 0.05
 _DRAIN_SECONDS = 0.005
 # So long a silent bell is believed.
 _TRUST_SECONDS = 5.0
-# Else the server subscribes anew by itself when a queue is removed and made again, and drops what a quorum queue sends.
+# Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
+# It has no such argument for quorum queues: who is told of the companion looks after both.
 _TOLD = {"x-cancel-on-ha-failover": True}
 _FEW = 8
 COUNT_HEADER, REASON_HEADER = "qnb-failed", "qnb-reason"
@@ -73,6 +74,7 @@ class RabbitConsumer(Owner, User):
     ) -> None:
         self._link, self._admin, self._publisher = link, admin, publisher
         self._queues = list(dict.fromkeys(queues))
+        self._classic = admin.options.queue_type == "classic"
         self._prefetch, self._forced = max(1, prefetch), lease
         self._receiving = threading.Lock()
         self._changed = threading.Condition()
@@ -125,11 +127,11 @@ class RabbitConsumer(Owner, User):
         """Get what is there into the buffer, the companions' first; when there is nothing, stand by until it comes."""
         if self._channel is None:
             self._wait(deadline, lambda: self._channel is not None or self._error is not None)
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            if self._channel is None:
-                return
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._channel is None:
+            return
         try:
             self._prepare()
             self._turn += 1
@@ -180,7 +182,7 @@ class RabbitConsumer(Owner, User):
     def _fetch(self, queue: str, urgent: bool, wanted: int, there: int) -> None:
         """Take up to so many messages that are there now."""
         answer = Answer()
-        classic = urgent or self._admin.options.queue_type == "classic"
+        classic = urgent or self._classic
 
         def start() -> None:
             channel = self._channel
@@ -429,7 +431,8 @@ class RabbitConsumer(Owner, User):
                 self._end(channel, tag, reply)
 
         channel.ask(spec.Basic.Qos(0, count, False), lambda _: None)
-        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, _TOLD), confirmed)
+        arguments = _TOLD if urgent or self._classic else {}
+        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, arguments), confirmed)
         return tag
 
     def _cancel(self, channel: Channel, tag: str, done: Done) -> None:
@@ -524,7 +527,7 @@ class RabbitConsumer(Owner, User):
         with self._changed:
             self._channel = None
             self._ledger.lose()
-            if isinstance(error, ChannelClosed) and error.code == 403:
+            if isinstance(error, ChannelClosed) and error.code != NOT_FOUND and "timed out" not in error.text:
                 self._error = error.translate(self._link.target.place)
             self._changed.notify_all()
         if isinstance(error, ChannelClosed) and not self._closed and self._link.connection is not None:
