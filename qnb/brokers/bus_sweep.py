@@ -51,6 +51,7 @@ class Sweeper:
         self._heard: dict[str, float] = {}
         self._look_at = time.monotonic() + 1.0
         self._looking: set[str] = set()
+        self._again = False
 
     def expected(self, names: Collection[str]) -> set[str]:
         """Those whose answer is worth a wait."""
@@ -114,10 +115,11 @@ class Sweeper:
         with self._lock:
             if now < self._look_at:
                 return []
-            again = self._looking
+            again, silent = self._again, set(self._looking)
+            self._again = True
             self._look_at = now + MISS_SECONDS + 0.5  # also when listing them fails
-        if again:
-            self.missed(again)
+        if again:  # those that have not answered since the last time
+            self.missed(silent)
             self.sweep()
             with self._lock:
                 self._looking &= self._silent.keys()
@@ -127,5 +129,6 @@ class Sweeper:
                 self._looking = set(random.sample(names, min(len(names), LOOK_MAILBOXES)))
         with self._lock:
             if not self._looking:
+                self._again = False
                 self._look_at = now + LOOK_SECONDS * random.uniform(0.8, 1.2)
             return list(self._looking)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -144,6 +144,22 @@ def test_one_who_joins_looks_for_the_dead(bed: Bed, quick: None, monkeypatch: py
     bed.bus().join("living")
     bed.bus().join("joiner")
     assert until(lambda: set(bed.boxes.find()) == {"living", "joiner"})
+
+
+def test_who_has_looked_around_does_not_look_again(bed: Bed, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_module, "POLL_SECONDS", 0.05)
+    looks: list[str] = []
+    find = bed.boxes.find
+
+    def counted(prefix: str = "") -> Mapping[str, str]:
+        looks.append(prefix)
+        return find(prefix)
+
+    monkeypatch.setattr(bed.boxes, "find", counted)
+    for peer in ("one", "two", "three"):
+        bed.bus().join(peer)
+    assert until(lambda: len(looks) == 3)
+    assert not until(lambda: len(looks) > 3, 1.5)
 
 
 def test_a_removed_mailbox_is_made_anew(bed: Bed) -> None:
