@@ -35,6 +35,8 @@ _ASK_SECONDS = 10.0
 # kill -9 of the server, with all that was confirmed. Its companion is not: that takes all messages of a young queue.
 YOUNG_SECONDS = 3.0
 _BROWSE_SECONDS = 5.0
+# A quorum queue that is made again before the server has told its consumers of its end keeps these, and they are deaf.
+_PARTING_SECONDS = 0.05
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -333,8 +335,10 @@ class Admin:
 
     def remove(self, queue: str) -> None:
         """Remove the queue and all that belongs to it. The companion last: its consumers are told for certain."""
-        names = [*self._late_of(queue), self.names.dead(queue), self.names.queue(queue), self.names.urgent(queue)]
+        names = [*self._late_of(queue), self.names.dead(queue), self.names.queue(queue)]
         self.run(lambda desk: [self._quietly(desk, spec.Queue.Delete(0, name)) for name in names])
+        time.sleep(_PARTING_SECONDS)
+        self.run(lambda desk: self._quietly(desk, spec.Queue.Delete(0, self.names.urgent(queue))))
         self.entries(lambda entry: entry.queue == queue)
         self.forget(queue)
 

@@ -247,6 +247,10 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
         """Frames that are ready."""
         self._output_marshaled_frames([data])
 
+    def give_up(self, error: Exception) -> None:
+        """Hang up; the close callback follows."""
+        self._terminate_stream(error)
+
     def _on_data_available(self, data_in: bytes) -> None:
         try:
             for kind, number, payload in self._splitter.feed(data_in):
@@ -260,7 +264,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
                     self._process_frame(value)
         except Exception as error:
             log.exception("the connection to RabbitMQ is given up: a fault on this side")
-            self._terminate_stream(error)
+            self.give_up(error)
 
 
 class User:
@@ -350,9 +354,9 @@ class Link:
                 self._loop.start()
             except Exception as error:
                 log.exception("the connection to RabbitMQ is given up: a fault on this side")
-                self._lost(self.connection, error)
-        if self._loop is not None:
-            self._loop.close()
+                if self.connection is not None:
+                    self.connection.give_up(error)
+        self._loop.close()
 
     def _add(self, user: User) -> None:
         self._users.append(user)
