@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cassandra import ConsistencyLevel, WriteTimeout, WriteType
 from cassandra.query import BatchStatement
 
+import qnb
 from qnb.backends import cassandra as adapter
 from qnb.backends.cassandra import CassandraBackend
 from qnb.errors import AccessDenied, BackendUnavailable, ConfigurationError, QnbError
@@ -315,3 +317,21 @@ def test_after_the_end(url: str, opened: Open) -> None:
     backend.close()
     with pytest.raises(BackendUnavailable, match="closed"):
         backend.fetch_many("r")
+
+
+def test_a_run_rides_out_the_death_of_its_backend(services: Services, tmp_path: Path) -> None:
+    """Outcomes wait in the workers; each is stored once, and the session gets all."""
+    server = services.own(CassandraServer)
+    with qnb.Session(f"sqlite:///{tmp_path}/q.db", backend=server.url, workers=2) as session:
+        batch = session.map(_short, range(500))
+        next(batch.as_completed())
+        server.kill()
+        server.start()
+        assert batch.results(timeout=90) == list(range(500))
+        kept = session.backend.fetch_many(batch.run)
+    assert sum(one.count for one in kept) == 500
+
+
+def _short(number: int) -> int:
+    time.sleep(0.004)
+    return number

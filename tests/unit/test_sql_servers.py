@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -369,3 +370,21 @@ def test_a_result_that_mysql_does_not_take_is_a_failure_of_its_call(services: Se
         with pytest.raises(PayloadTooLarge, match="at most"):
             session.submit(bytes, 10_000_000).result(timeout=30)
         assert session.submit(len, "abc").result(timeout=30) == 3
+
+
+def test_a_run_rides_out_the_death_of_its_backend(kind: type[Server], services: Services, tmp_path: Path) -> None:
+    """Outcomes wait in the workers; each is stored once, and the session gets all."""
+    server = services.own(kind)
+    with qnb.Session(f"sqlite:///{tmp_path}/q.db", backend=server.url, workers=2) as session:
+        batch = session.map(_short, range(500))
+        next(batch.as_completed())
+        server.kill()
+        server.start()
+        assert batch.results(timeout=90) == list(range(500))
+        kept = session.backend.fetch_many(batch.run)
+    assert sum(one.count for one in kept) == 500
+
+
+def _short(number: int) -> int:
+    time.sleep(0.004)
+    return number
