@@ -16,8 +16,10 @@ from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.zookeeper_bus import ZookeeperBus
 from qnb.brokers.zookeeper_consumer import ZookeeperConsumer
-from qnb.brokers.zookeeper_link import Link, target_of
-from qnb.brokers.zookeeper_queue import MESSAGE_SPARE, PRIORITIES, Queues, node_name
+from qnb.brokers.zookeeper_link import Link
+from qnb.brokers.zookeeper_names import PRIORITIES, node_name
+from qnb.brokers.zookeeper_queue import MESSAGE_SPARE, Queues
+from qnb.brokers.zookeeper_target import target_of
 from qnb.features import Features, Limits, Support
 from qnb.message import Envelope, Note
 from qnb.settings import parse_url

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qnb.brokers.zookeeper_claims import Claim
-from qnb.brokers.zookeeper_queue import message_parts
+from qnb.brokers.zookeeper_names import message_parts
 from qnb.brokers.zookeeper_view import Shard, View, key_of
 
 # Messages that lie together have the same favourite, so that he needs few packs and few requests.

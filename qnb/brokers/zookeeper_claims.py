@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qnb.brokers.zookeeper_link import Item, Link, Operation, Pending, commit_items, data_of, delete, put
-from qnb.brokers.zookeeper_queue import lock_name, message_parts, opened_pack
+from qnb.brokers.zookeeper_batch import Item, commit_items, data_of, delete, put
+from qnb.brokers.zookeeper_link import Link, Operation, Pending
+from qnb.brokers.zookeeper_names import lock_name, message_parts, opened_pack
 
 if TYPE_CHECKING:
     from qnb.brokers.zookeeper_view import Shard, View

@@ -14,9 +14,10 @@ from kazoo.exceptions import NotEmptyError
 
 from qnb.brokers.base import DEFAULT_LEASE, Delivery
 from qnb.brokers.memory_bus import Gate
+from qnb.brokers.zookeeper_batch import Item, commit_items, data_of, delete, put, same
 from qnb.brokers.zookeeper_choice import Chooser
 from qnb.brokers.zookeeper_claims import Claim, claim_many
-from qnb.brokers.zookeeper_link import Item, Lost, Operation, commit_items, data_of, delete, put, same
+from qnb.brokers.zookeeper_link import Lost, Operation
 from qnb.brokers.zookeeper_queue import Queues
 from qnb.brokers.zookeeper_view import View, list_shards
 from qnb.errors import BrokerError

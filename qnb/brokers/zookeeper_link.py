@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from kazoo.client import KazooClient
@@ -24,33 +23,21 @@ from kazoo.exceptions import (
     NoNodeError,
     NotEmptyError,
     OperationTimeoutError,
-    RolledBackError,
-    RuntimeInconsistency,
     SessionExpiredError,
     SessionMovedError,
 )
 from kazoo.handlers.threading import KazooTimeoutError
-from kazoo.protocol.serialization import CheckVersion, Create, Delete, SetData
+from kazoo.protocol.serialization import Create
 from kazoo.retry import KazooRetry
-from kazoo.security import ACL, CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
 from qnb.brokers.base import DEFAULT_LEASE
-from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, ConfigurationError
-from qnb.settings import Address
+from qnb.brokers.zookeeper_target import Target, switch
+from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable
 
-PORT = 2181
 CONNECT_SECONDS = 4.0
-PATIENCE = 8.0
 _CLOSE_SECONDS = 1.0
-# What a server takes by default in one packet (jute.maxbuffer), and what of it is left for more than the data.
-PACKET_BYTES = 1_048_575
-PACKET_SPARE = 8_192
-BATCH_OPERATIONS = 250
 # A session shorter than this ends whenever a machine is busy.
 SHORTEST_SESSION = 1.0
-_OPERATION_BYTES = 64  # of an operation beside its path and data: headers, lengths, ACL
-_FAILURES = 2  # of single items, after which a transaction is taken apart
-_WINDOW = 16  # batches on their way at once
 # A wait looks this often whether the client sleeps on its requests (see _Client).
 _NUDGE_SECONDS = 1.0
 
@@ -68,25 +55,6 @@ LOST = (
 )
 # What an operation may find: an answer, not a failure.
 ANSWERS = (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError)
-_OPTIONS = frozenset(
-    [
-        "lease",
-        "prefix",
-        "max_message",
-        "patience",
-        "acl",
-        "jute_maxbuffer",
-        "use_ssl",
-        "ca",
-        "certfile",
-        "keyfile",
-        "keyfile_password",
-        "verify_certs",
-        "check_hostname",
-        "expires",
-    ]
-)
-log = logging.getLogger("qnb.brokers.zookeeper")
 # kazoo tells each attempt to reconnect, at level WARNING; what matters of it is told in errors.
 _quiet = logging.getLogger("qnb.brokers.zookeeper.kazoo")
 if _quiet.level == logging.NOTSET:
@@ -95,56 +63,6 @@ if _quiet.level == logging.NOTSET:
 
 class Lost(Exception):
     """The connection broke on the way: whether the server has done it is not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where to connect and how."""
-
-    address: Address
-    root: str  # the path under which everything is
-    acl: tuple[ACL, ...]
-    packet: int
-    patience: float
-
-    @property
-    def place(self) -> str:
-        """The hosts, for messages."""
-        return self.hosts or f"localhost:{PORT}"
-
-    @property
-    def hosts(self) -> str:
-        """As kazoo wants them."""
-        return ",".join(f"{host}:{port or PORT}" for host, port in self.address.hosts) or f"localhost:{PORT}"
-
-
-def _switch(address: Address, name: str, default: bool) -> bool:
-    text = address.options.get(name, "")
-    words = {"": default, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if text.lower() not in words:
-        raise ConfigurationError(f"{name}={text!r} in {address} is neither true nor false")
-    return words[text.lower()]
-
-
-def target_of(address: Address, root: str) -> Target:
-    """Read the options of the URL."""
-    unknown = sorted(set(address.options) - _OPTIONS)
-    if unknown:
-        raise ConfigurationError(
-            f"{address} has the option {unknown[0]!r}, which is none of a zookeeper: URL: "
-            f"there are {', '.join(sorted(_OPTIONS))}"
-        )
-    acl = address.options.get("acl") or ("private" if address.user else "open")
-    if acl not in ("private", "open") or (acl == "private" and not address.user):
-        raise ConfigurationError(
-            f"acl={acl!r} in {address}: 'private' (whoever has the user and password of this URL, which it has to "
-            "name) or 'open' (everybody)"
-        )
-    rights = CREATOR_ALL_ACL if acl == "private" else OPEN_ACL_UNSAFE
-    packet = int(address.number("jute_maxbuffer", PACKET_BYTES)) - PACKET_SPARE
-    if packet < PACKET_SPARE:
-        raise ConfigurationError(f"jute_maxbuffer in {address} is too small: {2 * PACKET_SPARE:,} bytes at least")
-    return Target(address, root, tuple(rights), packet, address.number("patience", PATIENCE))
 
 
 class _Client(KazooClient):  # type: ignore[misc, unused-ignore]
@@ -202,13 +120,13 @@ class Link:
             auth_data=login,
             connection_retry=KazooRetry(max_tries=-1, delay=0.05, backoff=1.5, max_delay=0.5, ignore_expire=True),
             logger=_quiet,
-            use_ssl=_switch(address, "use_ssl", False),
+            use_ssl=switch(address, "use_ssl", False),
             ca=options.get("ca"),
             certfile=options.get("certfile"),
             keyfile=options.get("keyfile"),
             keyfile_password=options.get("keyfile_password"),
-            verify_certs=_switch(address, "verify_certs", True),
-            check_hostname=_switch(address, "check_hostname", False),
+            verify_certs=switch(address, "verify_certs", True),
+            check_hostname=switch(address, "check_hostname", False),
         )
         self._measure(client)
         return client
@@ -303,7 +221,7 @@ class Link:
             host, _, port = part.rpartition(":")
             try:
                 with socket.create_connection((host, int(port)), timeout=0.5) as connection:
-                    if not _switch(self.target.address, "use_ssl", False):
+                    if not switch(self.target.address, "use_ssl", False):
                         return "it takes connections, but gives no session"
                     return self._tls_reason(connection, host)
             except OSError as error:
@@ -316,7 +234,7 @@ class Link:
         options = self.target.address.options
         try:
             context = ssl.create_default_context(cafile=options.get("ca"))
-            context.check_hostname = _switch(self.target.address, "check_hostname", False)
+            context.check_hostname = switch(self.target.address, "check_hostname", False)
             with context.wrap_socket(connection, server_hostname=host):
                 return "it takes connections with TLS, but gives no session"
         except ssl.SSLCertVerificationError as error:
@@ -435,129 +353,3 @@ class Link:
                 self._stop()
             else:
                 self._leave()
-
-
-def children(path: str, watch: Callable[..., None] | None = None) -> Start:
-    return lambda client: client.get_children_async(path, watch)
-
-
-def data_of(path: str) -> Start:
-    """Data and stat of a node."""
-    return lambda client: client.get_async(path)
-
-
-def stat_of(path: str, watch: Callable[..., None] | None = None) -> Start:
-    """The stat of a node; None when it is not there, and the watch tells when it comes."""
-    return lambda client: client.exists_async(path, watch)
-
-
-def delete(path: str, version: int = -1) -> Operation:
-    return Delete(path, version)
-
-
-def put(path: str, data: bytes, version: int = -1) -> Operation:
-    return SetData(path, data, version)
-
-
-def same(path: str, version: int) -> Operation:
-    """Fails when the node has another version."""
-    return CheckVersion(path, version)
-
-
-def failure(results: Sequence[Any]) -> tuple[int, Exception] | None:
-    """Which operation of a transaction failed and why; None when it was done."""
-    if not any(isinstance(result, Exception) for result in results):
-        return None
-    for place, result in enumerate(results):
-        if isinstance(result, Exception) and not isinstance(result, (RolledBackError, RuntimeInconsistency)):
-            return place, result
-    return 0, results[0]
-
-
-def size_of(operation: Operation) -> int:
-    """Bytes of it in a packet, at most."""
-    return len(operation.path.encode()) + len(getattr(operation, "data", b"")) + _OPERATION_BYTES
-
-
-def fits(operations: Sequence[Operation], packet: int) -> bool:
-    return len(operations) <= BATCH_OPERATIONS and sum(map(size_of, operations)) <= packet
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """Operations that belong together; `results` when they were done, `error` when they were not."""
-
-    operations: Sequence[Operation]
-    results: Sequence[Any] | None = None
-    error: Exception | None = None
-
-
-def chunks(items: Sequence[Item], packet: int) -> list[list[Item]]:
-    """Items packed into transactions the server takes."""
-    packed: list[list[Item]] = []
-    count = size = 0
-    for item in items:
-        more = sum(map(size_of, item.operations))
-        if not packed or count + len(item.operations) > BATCH_OPERATIONS or size + more > packet:
-            packed.append([])
-            count = size = 0
-        packed[-1].append(item)
-        count, size = count + len(item.operations), size + more
-    return packed
-
-
-def commit_items(link: Link, items: Sequence[Item], tail: Sequence[Operation] = (), *, once: bool = False) -> None:
-    """Do each item whole or not at all, as many at once as go into a transaction.
-
-    `tail` is done along with each transaction, if it can be. With `once`, raises Lost instead of trying again. What
-    the server does not do for reasons other than ANSWERS is raised in the end.
-    """
-    room = link.target.packet - sum(map(size_of, tail))
-    waiting = [_Batch(chunk, list(tail)) for chunk in chunks(items, room)]
-    send = link.attempt if once else link.call_many
-    while waiting:
-        now, waiting = waiting[:_WINDOW], waiting[_WINDOW:]
-        for batch, results in zip(now, send([link.commit(batch.operations) for batch in now]), strict=True):
-            waiting += _sort_out(link, batch, results)
-    for item in items:
-        if isinstance(item.error, BrokerError):
-            raise item.error
-
-
-@dataclass(slots=True)
-class _Batch:
-    """A transaction; `failures` counts those before it in which one of its items failed."""
-
-    items: list[Item]
-    tail: list[Operation]
-    failures: int = 0
-
-    @property
-    def operations(self) -> list[Operation]:
-        return [*(operation for item in self.items for operation in item.operations), *self.tail]
-
-
-def _sort_out(link: Link, batch: _Batch, results: Sequence[Any]) -> list[_Batch]:
-    """Note what was done; of a transaction that failed, what is to be tried again."""
-    failed = failure(results)
-    place = 0
-    if failed is None:
-        for item in batch.items:
-            item.results = results[place : place + len(item.operations)]
-            place += len(item.operations)
-        return []
-    at, error = failed
-    rest = []
-    for item in batch.items:
-        if place <= at < place + len(item.operations):
-            item.error = (
-                error if isinstance(error, ANSWERS) else link.translate(error, item.operations[at - place].path)
-            )
-        else:
-            rest.append(item)
-        place += len(item.operations)
-    tail = batch.tail if at < place else []
-    failures = batch.failures + 1
-    # The next one fails at the next item, if there is another: a few cost a try each, and after that each goes alone.
-    parts = [rest] if failures <= _FAILURES else [[item] for item in rest]
-    return [_Batch(part, tail, failures) for part in parts if part]

@@ -11,8 +11,10 @@ import msgspec
 from kazoo.exceptions import NodeExistsError, NoNodeError
 
 from qnb.brokers.base import DEFAULT_LEASE
-from qnb.brokers.zookeeper_link import Link, children, data_of, delete, failure, stat_of
-from qnb.brokers.zookeeper_queue import Content, Queues, ShardName
+from qnb.brokers.zookeeper_batch import children, data_of, delete, failure, stat_of
+from qnb.brokers.zookeeper_link import Link
+from qnb.brokers.zookeeper_names import Content, ShardName
+from qnb.brokers.zookeeper_queue import Queues
 
 # A consumer with nothing to do looks through everything this often: nothing depends on it but what others left behind.
 LOOK_SECONDS = 5.0

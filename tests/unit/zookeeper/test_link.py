@@ -15,7 +15,7 @@ from kazoo.client import KazooClient
 
 from qnb.brokers.base import QueueSpec
 from qnb.brokers.zookeeper import ZookeeperBroker
-from qnb.brokers.zookeeper_link import Item, _Batch, _sort_out, chunks, delete
+from qnb.brokers.zookeeper_batch import Item, _Batch, _sort_out, chunks, delete
 from qnb.errors import AccessDenied, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from tests.servers.base import free_port

@@ -12,7 +12,7 @@ from kazoo.client import KazooClient
 from qnb.brokers.base import Delivery, QueueSpec
 from qnb.brokers.zookeeper import ZookeeperBroker
 from qnb.brokers.zookeeper_link import Link, Lost
-from qnb.brokers.zookeeper_queue import Content, ShardName, node_name
+from qnb.brokers.zookeeper_names import Content, ShardName, node_name
 from qnb.errors import PayloadTooLarge
 from qnb.message import Envelope
 from tests.servers.zookeeper import ZookeeperServer
