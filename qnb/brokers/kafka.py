@@ -239,19 +239,13 @@ class KafkaBroker:
     def _owned(self) -> list[Place]:
         """The partitions that a member of the group has, as soon as that is settled."""
         deadline = time.monotonic() + _OWNERS_SECONDS
-        while True:
-            try:
-                [future] = self._admin.describe_consumer_groups([self._names.group]).values()
-                group = future.result(_READ_SECONDS)
-            except KafkaException as error:
-                raise translate(error, self.url, f"describe group {self._names.group}") from error
-            if group.state in _SETTLED or time.monotonic() > deadline:
-                break
+        group = self._topics.group()
+        while group.state not in _SETTLED and time.monotonic() < deadline:
             time.sleep(0.02)
-        members = group.members
+            group = self._topics.group()
         return [
             (each.topic, each.partition)
-            for member in members
+            for member in group.members
             if member.assignment
             for each in member.assignment.topic_partitions
         ]

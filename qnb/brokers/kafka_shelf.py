@@ -26,6 +26,7 @@ class Part:
 
     place: Place
     ledger: Ledger
+    begin: int  # where reading began
     position: int = -1
     bytes: int = 0
     paused: bool = False
@@ -60,7 +61,7 @@ class Shelf:
     # ------------------------------------------------------------------------------------------ partitions
 
     def add_part(self, place: Place, ledger: Ledger) -> None:
-        self.parts[place] = Part(place, ledger)
+        self.parts[place] = Part(place, ledger, ledger.base)
         self._silent.add(place)
         self._open_at = time.monotonic() + _FIRST_SECONDS
 
@@ -105,10 +106,9 @@ class Shelf:
         if part is None:
             return  # of a partition that has just gone
         self._silent.discard(part.place)
-        if entry.offset < max(part.position, part.ledger.base if part.position < 0 else 0):
-            # Less than where reading began: the topic was removed and made again.
+        if entry.offset < max(part.position, part.begin):  # the topic was removed and made again
             self.drop_part(part.place)
-            part = self.parts[part.place] = Part(part.place, Ledger(entry.offset))
+            part = self.parts[part.place] = Part(part.place, Ledger(entry.offset), entry.offset)
         if entry.offset > max(part.position, part.ledger.base):
             self._gap(part, entry.offset)
         part.position = entry.offset + 1

@@ -255,6 +255,15 @@ class Topics:
         except KafkaException:
             return None
 
+    def group(self) -> Any:
+        """The group of workers as its coordinator describes it."""
+        name = self.names.group
+
+        def ask() -> Any:
+            return self._admin.describe_consumer_groups([name])[name].result(REQUEST_SECONDS)
+
+        return self._patiently(f"describe group {name}", ask)
+
     def session_bounds(self) -> tuple[float, float]:
         """Between which a session timeout may lie, in seconds; the usual ones where this user may not ask."""
         low = self._server_setting("group.min.session.timeout.ms") or 6_000
