@@ -4,7 +4,7 @@ URLs: amqp://user:password@host:5672/vhost, several hosts with commas; amqps:// 
 ssl_keyfile, ssl_check_hostname …). Options: prefix (default qnb), lease (seconds), max_message (bytes), dead_letters
 (how many are kept, 10000), patience (seconds to ride out an absence of the server, 30), heartbeat (seconds, default
 half of the lease), queue_type (quorum or classic), young (seconds for which the companion of a new quorum queue takes
-all its messages, 3).
+all its messages, 3), consumer_timeout (seconds, the server's own setting if that is less than its default of 1800).
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class RabbitBroker:
             int(address.number("dead_letters", 10_000)),
             address.number("patience", 30.0),
             address.number("young", YOUNG_SECONDS),
+            address.number("consumer_timeout", 1800.0),
         )
         self._lease = address.number("lease", 0.0) or None
         self._closed = False

@@ -37,6 +37,7 @@ YOUNG_SECONDS = 3.0
 _BROWSE_SECONDS = 5.0
 # A quorum queue that is made again before the server has told its consumers of its end keeps these, and they are deaf.
 _PARTING_SECONDS = 0.05
+_TRANSFER_SECONDS = 10.0
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +66,7 @@ class AdminOptions:
     dead_letters: int = 10_000
     patience: float = 30.0
     young: float = YOUNG_SECONDS
+    consumer_timeout: float = 1800.0
 
 
 class Desk(Owner):
@@ -341,6 +343,19 @@ class Admin:
         self.run(lambda desk: self._quietly(desk, spec.Queue.Delete(0, self.names.urgent(queue))))
         self.entries(lambda entry: entry.queue == queue)
         self.forget(queue)
+
+    def transfer_queue(self, queue: str, urgent: bool, consumer: str) -> str:
+        """The name of a queue for one consumer; what is left there goes on to `queue`, or its companion. Made."""
+        name = self.names.transfer(f"{queue}{'.priority' if urgent else ''}", consumer)
+        arguments = {
+            "x-message-ttl": round(_TRANSFER_SECONDS * 1000),
+            # Made again long before, while somebody lives; and what the dead left has gone on long before, too.
+            "x-expires": round((4 * self.options.consumer_timeout + 6 * _TRANSFER_SECONDS) * 1000),
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.names.urgent(queue) if urgent else self.names.queue(queue),
+        }
+        self.run(lambda desk: self._declare(desk, name, arguments))
+        return name
 
     def dead_queue(self, queue: str) -> str:
         """The name of the queue of rejected messages; made."""

@@ -8,6 +8,9 @@ for nobody: so a consumer asks how many there are, and takes as many as are want
 bell: a subscription for one message. A quorum queue counts what was on its way to a subscription that is cancelled as
 a failed delivery, so a subscription is cancelled when it has brought all that it was for.
 
+The server closes the channel of who holds a message for longer than its consumer_timeout. A message that is held for
+half of that is exchanged for a copy, in a queue of this consumer alone; should the consumer die, it goes on from there.
+
 What is held when the connection breaks comes back to its queue; when it comes back to the same consumer within the
 lease, that one goes on holding it, and is not given it again.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +30,7 @@ from pika import spec
 
 from qnb.brokers.base import Delivery
 from qnb.brokers.rabbitmq_admin import NOT_FOUND, Admin
-from qnb.brokers.rabbitmq_held import GONE, Held, Ledger
+from qnb.brokers.rabbitmq_held import GONE, HELD, Held, Ledger
 from qnb.brokers.rabbitmq_link import (
     Answer,
     Channel,
@@ -62,6 +66,7 @@ class _Subscription:
     def __init__(self, queue: str, urgent: bool, left: int) -> None:
         self.queue, self.urgent, self.left = queue, urgent, left
         self.confirmed = False
+        self.takes_over: Held | None = None
         self.wanted_gone = False
         self.ending: list[Done] = []  # who waits for its end
 
@@ -74,6 +79,7 @@ class RabbitConsumer(Owner, User):
     ) -> None:
         self._link, self._admin, self._publisher = link, admin, publisher
         self._queues = list(dict.fromkeys(queues))
+        self._name = secrets.token_hex(4)
         self._classic = admin.options.queue_type == "classic"
         self._prefetch, self._forced = max(1, prefetch), lease
         self._receiving = threading.Lock()
@@ -331,6 +337,35 @@ class RabbitConsumer(Owner, User):
             sooner = self._timer_at > now + seconds
         if sooner:
             self._link.post(self._set_timer)
+        old = now - self._admin.options.consumer_timeout / 2
+        for delivery in deliveries:
+            held: Held = delivery.token
+            if held.since < old and held.state == HELD and held.channel is not None:
+                self._exchange_for_copy(held)
+
+    def _exchange_for_copy(self, held: Held) -> None:
+        """See above on consumer_timeout. The copy counts this delivery as failed: it is seen by others only then."""
+        name = self._admin.transfer_queue(held.queue, held.urgent, self._name)
+        properties = Properties(self._publisher.new_id(), {COUNT_HEADER: held.deliveries}, held.priority)
+        if self._publisher.send([Content("", name, held.body, properties)], self._admin.options.patience):
+            return
+        answer = Answer()
+
+        def take() -> None:
+            channel = self._channel
+            if channel is None:
+                answer.put(ConnectionLost("no channel"))
+                return
+            label = f"g{next(self._tags)}"
+            subscription = self._subscribed[label] = _Subscription(held.queue, held.urgent, 1)
+            subscription.takes_over = held
+            channel.get(name, label, answer.put)
+
+        self._link.post(take)
+        with contextlib.suppress(
+            ConnectionLost, ChannelClosed
+        ):  # then the copy is delivered to someone, as the old one
+            answer.get(_ANSWER_SECONDS)
 
     def close(self) -> None:
         with self._changed:
@@ -486,12 +521,18 @@ class RabbitConsumer(Owner, User):
         held.tag, held.channel = arrived.tag, self._channel
         held.uncounted = arrived.redelivered and counted is None
         with self._changed:
-            if not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
+            if subscription.takes_over is not None:
+                self._ack(self._ledger.move(subscription.takes_over, held))
+            elif not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
                 self._ledger.add(held)
                 self._changed.notify_all()
-            elif held.state == GONE and self._channel is not None:
-                self._channel.write(encode_ack(self._channel.number, arrived.tag, False))
+            elif held.state == GONE:
+                self._ack(arrived.tag)
         self._count_down(arrived.consumer, subscription)
+
+    def _ack(self, tag: int) -> None:
+        if self._channel is not None:
+            self._channel.write(encode_ack(self._channel.number, tag, False))
 
     def _count_down(self, tag: str, subscription: _Subscription) -> None:
         """End a subscription that has brought all it was for; acks would make it bring more."""

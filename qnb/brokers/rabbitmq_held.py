@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ class Held:
     """A message. `channel` is where it can be settled by its `tag`; None when that is gone."""
 
     __slots__ = (
-        "body", "channel", "deadline", "deliveries", "id", "priority", "queue", "state", "tag", "uncounted", "urgent",
+        "body", "channel", "deadline", "deliveries", "id", "priority", "queue", "since", "state", "tag", "uncounted",
+        "urgent",
     )  # fmt: skip
 
     def __init__(self, queue: str, urgent: bool, name: str, body: bytes, deliveries: int, priority: int) -> None:
@@ -23,6 +25,7 @@ class Held:
         self.deliveries, self.priority = deliveries, priority
         self.tag = 0
         self.channel: Any = None
+        self.since = time.monotonic()
         self.deadline = 0.0
         self.state = BUFFERED
         # The server says that it was delivered before, not how often: a copy has to say it before it is handed out.
@@ -53,7 +56,7 @@ class Ledger:
         orphan = self._orphans.pop(came.id, None) if came.id else None
         if orphan is None or orphan.state != HELD or orphan.deadline <= now:
             return False
-        orphan.tag, orphan.channel = came.tag, came.channel
+        orphan.tag, orphan.channel, orphan.since = came.tag, came.channel, came.since
         self._unacked[came.tag] = orphan
         return True
 
@@ -119,6 +122,16 @@ class Ledger:
             held: Held = delivery.token
             if held.state == HELD and held.deadline > now:
                 held.deadline = now + seconds
+
+    def move(self, held: Held, came: Held) -> int:
+        """What is held is another message of the same from now on; the tag to ack: the old one's, or, when it has been
+        settled meanwhile, the new one's."""
+        if held.state != HELD or held.channel is not came.channel:
+            return came.tag
+        old, held.tag, held.id, held.since = held.tag, came.tag, came.id, came.since
+        self._unacked.pop(old, None)
+        self._unacked[held.tag] = held
+        return old
 
     def soonest(self) -> float | None:
         """When the next lease is over."""

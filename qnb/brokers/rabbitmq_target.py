@@ -116,20 +116,19 @@ def translate_connecting(error: BaseException, target: Target) -> QnbError:
     """Why there is no connection, in words that name the remedy."""
     parts = _all_of(error)
     place = f"the RabbitMQ at {target.place}"
+    said = " ".join(str(part) for part in parts)  # pika wraps some of what the server says as text
+    if "(530)" in said and "not found" in said:
+        return ConfigurationError(
+            f"{place} has no virtual host {target.vhost!r}: name another after the host, as in amqp://host/name, "
+            f"or make it: rabbitmqctl add_vhost {target.vhost}"
+        )
+    if "(530)" in said:
+        return AccessDenied(
+            f"{place} does not let user {target.user!r} into its virtual host {target.vhost!r}: "
+            f"rabbitmqctl set_permissions -p {target.vhost} {target.user} '.*' '.*' '.*'"
+        )
     for part in parts:
-        code = getattr(part, "reply_code", None)
-        text = str(getattr(part, "reply_text", ""))
-        if code == 530 and "not found" in text:
-            return ConfigurationError(
-                f"{place} has no virtual host {target.vhost!r}: name another after the host, as in amqp://host/name, "
-                f"or make it: rabbitmqctl add_vhost {target.vhost}"
-            )
-        if code == 530:
-            return AccessDenied(
-                f"{place} does not let user {target.user!r} into its virtual host {target.vhost!r}: "
-                f"rabbitmqctl set_permissions -p {target.vhost} {target.user} '.*' '.*' '.*' ({text})"
-            )
-        if code == 403 or isinstance(part, exceptions.ProbableAuthenticationError):
+        if getattr(part, "reply_code", None) == 403 or isinstance(part, exceptions.ProbableAuthenticationError):
             return AccessDenied(
                 f"{place} refuses user {target.user!r}: check name and password in the URL, or QNB_BROKER"
                 + (" (guest gets in from the server's own machine only)" if target.user == "guest" else "")
