@@ -117,6 +117,14 @@ def parameter_names(function: Any, positional: int) -> list[str]:
     return names[:positional]
 
 
+def source_of(function: Any) -> str:
+    """The text of a function as it was typed; empty where there is none."""
+    try:
+        return inspect.getsource(plain(inspect.unwrap(plain(function))))[:_SOURCE_BYTES]
+    except (OSError, TypeError, ValueError):
+        return ""
+
+
 def _sources(function: Any) -> dict[str, str]:
     """Text by file name of what travels by value: the function and those that it uses."""
     sources: dict[str, str] = {}

@@ -59,6 +59,7 @@ class Batch:
         self.version = 0
         self.timeout: float | None = None
         self.names: tuple[str, ...] = ()
+        self.source: str | None = None  # of a run that was attached
         self._left = count
         self._condition = Condition()
         self._futures: dict[int, Future] = {}

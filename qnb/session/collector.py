@@ -225,7 +225,7 @@ class Collector:
                     self.replies[reply.id].append(reply)
             elif note.kind == "stored":
                 run, first, count = decode(body, tuple)
-                self._fetch(run, [(first, count)])
+                self.fetch(run, [(first, count)])
             elif note.kind == "event":
                 event = decode(body, Event)
                 for tell in list(self.on_event):
@@ -242,12 +242,13 @@ class Collector:
         if sink is not None:
             self.settled(sink, sink.absorb(outcomes))
 
-    def _fetch(self, run: str, spans: Iterable[tuple[int, int]]) -> None:
-        for record in self.backend.fetch_many(run, list(spans)):
+    def fetch(self, run: str, spans: Iterable[tuple[int, int]] | None = None) -> None:
+        """Take in what the backend has of a run, or of some of its calls."""
+        for record in self.backend.fetch_many(run, None if spans is None else list(spans)):
             self._absorb(self.signer.unpack(OUTCOMES, record.data, Outcomes))
 
     def sweep(self) -> None:
         """Ask the backend for every call that is pending."""
         for sink in list(self.sinks.values()):
             if spans := sink.missing():
-                self._fetch(sink.run, spans)
+                self.fetch(sink.run, spans)

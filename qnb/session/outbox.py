@@ -69,6 +69,7 @@ class Outbox:
                 stream = self.waiting[0]
                 session.publisher.publish(stream.pack(session.sizes.stream(stream.function)), *self._where(stream))
                 stream.sent()
+                session.recorder.grew(stream)
                 # Only now: after a Ctrl-C in between, the next flush finds it here.
                 self.waiting.popleft()
 
@@ -88,6 +89,7 @@ class Outbox:
                 frames = stream.pack(session.sizes.stream(stream.function))
                 stream.sent()
                 self.waiting.popleft()
+                session.recorder.grew(stream)
             return session.publisher.publish_and_receive(frames, self._where(stream), session.inbox, 1000, timeout)
         except BaseException:  # Ctrl-C: whether they were taken is not known, so they are sent again
             if frames:

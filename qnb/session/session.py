@@ -28,11 +28,14 @@ from qnb.session.future import Future
 from qnb.session.options import TaskOptions
 from qnb.session.outbox import Outbox
 from qnb.session.publisher import Publisher
+from qnb.session.runs import Recorder
 from qnb.session.sizes import Sizes
 from qnb.session.task import Task
 from qnb.session.watch import Watch
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from qnb.monitor.brokers import FeatureTable
     from qnb.monitor.control import Control, Workers
     from qnb.monitor.events import Events
@@ -100,6 +103,7 @@ class Session(concurrent.futures.Executor):
         self.collector = Collector(self.inbox, self.backend, self.signer, Watch(self).look)
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
+        self.recorder = Recorder(self)
         self._shipper = Shipper()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -173,6 +177,8 @@ class Session(concurrent.futures.Executor):
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
         stream = self.outbox.stream(self._shipper.ship(function), options)
+        if stream.origin is None:
+            stream.origin = function
         call = dumps((args, kwargs))
         self.collector.expect(stream, 1)
         future, waiting = stream.add(call)
@@ -192,14 +198,14 @@ class Session(concurrent.futures.Executor):
         """
         rows = list(zip(*iterables, strict=False))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
-        return self._launch(fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
+        return self._launch("map", fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
 
     def starmap(self, fn: Callable[..., Any], tuples: Iterable[Iterable[Any]]) -> Batch:
         """Run fn(*arguments) for each tuple of arguments; all of one length."""
         rows = [tuple(row) for row in tuples]
         if len({len(row) for row in rows}) > 1:
             raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
-        return self._launch(fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
+        return self._launch("starmap", fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
 
     def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
         """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
@@ -210,10 +216,11 @@ class Session(concurrent.futures.Executor):
             inner = fn.function if isinstance(fn, Task) else fn
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
-        return self._launch(fn, columns, names, count=len(rows))
+        return self._launch("sweep", fn, columns, names, count=len(rows))
 
     def _launch(
         self,
+        kind: str,
         fn: Callable[..., Any],
         columns: list[list[Any]],
         names: tuple[str, ...] = (),
@@ -235,15 +242,20 @@ class Session(concurrent.futures.Executor):
         batch.timeout = timeout
         if count:
             self.collector.expect(batch, count)
+            self.recorder.began(batch, kind, function)
             self.outbox.send_batch(batch, chunksize)
         return batch
 
     def repeat(self, batch: Batch, indices: list[int]) -> Batch:
         """A new batch of some calls of another."""
+        from qnb.session.runs import load_code
+
+        if indices and not batch.parameters and batch.source is not None:
+            raise QnbError(f"the arguments of run {batch.run} were not kept: submit these calls again where they are")
         again = Batch(
             self,
             self.new_run(),
-            batch.function,
+            load_code(self, batch.function),
             [(name, [values[i] for i in indices]) for name, values in batch.parameters],
             len(indices),
             batch.options,
@@ -251,6 +263,7 @@ class Session(concurrent.futures.Executor):
         again.names = batch.names
         if indices:
             self.collector.expect(again, len(indices))
+            self.recorder.began(again, "retry", None)
             self.outbox.send_batch(again, None)
         return again
 
@@ -310,6 +323,28 @@ class Session(concurrent.futures.Executor):
         from qnb.session.lookup import state_of
 
         return state_of(id, self.collector.sinks, self.backend, self.signer)
+
+    # Runs ----------------------------------------------------------------------------------------------------
+
+    def runs(self, limit: int = 100) -> pd.DataFrame:
+        """The newest runs in the backend, of all sessions: kind, name, version, calls, a count for each way to end,
+        open, created_at (UTC), session; index = run id."""
+        from qnb.session.runs import table
+
+        return table(self.backend, self.signer, limit)
+
+    def attach(self, run: str) -> Batch:
+        """The Batch of a run, whoever made it and whenever: it fills with what there is and goes on live.
+
+        It can be cancelled and retried. UnknownTask when the backend has no such run.
+        """
+        from qnb.session.runs import attach
+
+        return attach(self, run)
+
+    def forget(self, run: str) -> None:
+        """Remove a run, its outcomes and its arguments from the backend."""
+        self.backend.forget_run(run)
 
     @property
     def control(self) -> Control:
@@ -385,6 +420,7 @@ class Session(concurrent.futures.Executor):
             self.flush()
         finally:
             self.outbox.close()
+            self.recorder.close()
         if self.publisher.unsent:
             warnings.warn(f"{self.publisher.unsent} messages could not be sent: the broker is away", stacklevel=2)
             self.publisher.give_up(QnbError("the session was closed before the broker came back"))

@@ -29,6 +29,8 @@ class Stream:
         self.run = run
         self.function = function
         self.options = options
+        self.created_at = time.time()
+        self.origin: Any = None  # the function itself, for its source
         self.pending: dict[int, Future] = {}
         self._lock = threading.Lock()
         self._first = self._next = 0
@@ -49,6 +51,11 @@ class Stream:
             self._bytes += len(call)
             # 256 calls count as full, however small.
             return future, max(self._bytes, len(buffer) << 8)
+
+    @property
+    def count(self) -> int:
+        """Calls added so far."""
+        return self._next
 
     def pack(self, limit: int) -> list[Frame]:
         """What is to be sent as frames of at most `limit` calls; the same again until `sent` says that they were."""

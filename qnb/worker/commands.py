@@ -27,6 +27,7 @@ class Commands:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._watchers: dict[str, float] = {}
+        self._followers: dict[str, dict[str, float]] = {}
         self._events: list[Event] = []
 
     def run(self, command: Command) -> Reply:
@@ -176,6 +177,24 @@ class Commands:
         """Tell events to a peer for so long."""
         self._watchers[peer] = time.monotonic() + seconds
         return "ok"
+
+    def do_follow(self, run: str, peer: str, seconds: float = 10.0) -> object:
+        """Tell a peer for so long what becomes of a run, besides the session that submitted it."""
+        self._followers.setdefault(run, {})[peer] = time.monotonic() + seconds
+        return "ok"
+
+    def followers(self, run: str) -> list[str]:
+        """Who follows a run now."""
+        found = self._followers.get(run)
+        if not found:
+            return []
+        now = time.monotonic()
+        found = {peer: until for peer, until in found.items() if until > now}
+        if found:
+            self._followers[run] = found
+        else:
+            del self._followers[run]
+        return list(found)
 
     # Events --------------------------------------------------------------------------------------------------
 

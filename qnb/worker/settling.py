@@ -56,8 +56,9 @@ class Settling:
                     self._add_outcome(turn, Stored(outcomes.run, outcomes.first, outcomes.count, data), reply_to)
                     self._worker.commands.ended(outcomes.run, outcomes.first, outcomes.count, outcomes.states)
                 case act.Tell(progress, reply_to):
-                    if reply_to:
-                        turn.post.append(Note(reply_to, "progress", self._signer.pack(NOTE, progress)))
+                    if hearers := self._hearers(progress.run, reply_to):
+                        body = self._signer.pack(NOTE, progress)
+                        turn.post += [Note(peer, "progress", body) for peer in hearers]
                     self._worker.commands.progressed(progress)
                 case act.Publish(frame, queue, delay):
                     self._persist(partial(self._add_frame, turn, frame, queue, delay))
@@ -111,13 +112,15 @@ class Settling:
                 return
             stored = self._too_large(stored, outcomes, most)
         turn.store.append(stored)
-        if not reply_to:
-            return
-        if limit is not None and len(stored.data) > limit:
-            where = encode((stored.run, stored.first, stored.count))
-            turn.post.append(Note(reply_to, "stored", self._signer.seal(NOTE, where)))
-        else:
-            turn.post.append(Note(reply_to, "outcomes", stored.data))
+        kind, body = "outcomes", stored.data
+        if limit is not None and len(body) > limit:
+            kind, body = "stored", self._signer.seal(NOTE, encode((stored.run, stored.first, stored.count)))
+        turn.post += [Note(peer, kind, body) for peer in self._hearers(stored.run, reply_to)]
+
+    def _hearers(self, run: str, reply_to: str) -> list[str]:
+        """Who is told what becomes of a run: the session that submitted it, and whoever follows it."""
+        others = [peer for peer in self._worker.commands.followers(run) if peer != reply_to]
+        return [reply_to, *others] if reply_to else others
 
     def _too_large(self, stored: Stored, outcomes: Outcomes, most: int) -> Stored:
         """The failure that stands for a result which no backend would take: it would be refused for ever."""

@@ -109,5 +109,5 @@ def test_a_result_no_backend_takes_fails_and_blocks_nothing(monkeypatch: pytest.
     with qnb.Session("memory:", workers=1, key="a key for the hard cases") as session:
         large = session.submit(bytes, 5000)
         assert session.submit(abs, -1).result(SECONDS) == 1
-        with pytest.raises(qnb.PayloadTooLarge, match="at most 2,000"):
+        with pytest.raises(qnb.PayloadTooLarge, match="takes 2,000 at most"):
             large.result(SECONDS)

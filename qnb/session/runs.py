@@ -1,0 +1,284 @@
+"""Runs belong to the backend: written down when they start, listed, and given back as a Batch in another kernel."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from qnb.backends.base import Backend
+from qnb.codec.functions import source_of
+from qnb.codec.pickling import dumps, loads
+from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN, Signer
+from qnb.errors import CannotPickle, MessageError, QnbError, UnknownTask
+from qnb.message import DONE, STATES, Function, Outcomes, RunRecord
+from qnb.session.batch import Batch
+from qnb.session.options import TaskOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qnb.session.session import Session
+    from qnb.session.stream import Stream
+
+log = logging.getLogger(__name__)
+
+KEPT_BYTES = 64 * 2**20  # of a run's arguments; above, `retry` has to be asked of the session that made it
+PART_BYTES = 4 * 2**20
+FOLLOW_SECONDS = 10.0
+RENEW_SECONDS = 3.0
+STREAM_SECONDS = 1.0
+APPEAR_SECONDS = 2.0  # a record is written a moment after its run has begun
+_COUNTED = ("done", "failed", "cancelled", "lost")
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """What is kept of a run besides its record. `parts` name the blobs that hold its arguments, column by column."""
+
+    hash: bytes
+    is_async: bool
+    source: str
+    options: dict[str, Any]
+    labels: list[str]
+    names: list[str]
+    parts: list[str] = []
+
+
+class Recorder:
+    """Writes runs down, in a thread of its own: neither a map nor a submit waits for it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._work: list[Callable[[], None]] = []
+        self._counts: dict[str, int] = {}  # of streams, as they were written down
+        self._touched: dict[str, Stream] = {}
+        self._lock = threading.Lock()
+        self._alarm = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def began(self, batch: Batch, kind: str, function: Any) -> None:
+        """A map, starmap or sweep has begun."""
+        with self._lock:
+            self._work.append(lambda: self._save_batch(batch, kind, function))
+        self._wake()
+
+    def grew(self, stream: Stream) -> None:
+        """A stream of submits has been sent more calls; its count is written down at most once a second."""
+        if stream.run not in self._touched:
+            with self._lock:
+                self._touched[stream.run] = stream
+            self._wake()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Write down what is left."""
+        self._closed = True
+        self._alarm.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="qnb-recorder", daemon=True)
+                    self._thread.start()
+        self._alarm.set()
+
+    def _run(self) -> None:
+        wrote = 0.0
+        while True:
+            self._alarm.wait(STREAM_SECONDS if self._touched else None)
+            self._alarm.clear()
+            closed = self._closed
+            try:
+                self._write_batches()
+                if closed or time.monotonic() - wrote >= STREAM_SECONDS:
+                    wrote = time.monotonic()
+                    self._write_streams()
+            except QnbError as error:
+                log.warning("session %s: a run is not written down yet: %s", self._session.name, error)
+                time.sleep(0.5)
+                self._alarm.set()
+            if closed:
+                return
+
+    def _write_batches(self) -> None:
+        while self._work:
+            self._work[0]()
+            with self._lock:
+                self._work.pop(0)
+
+    def _write_streams(self) -> None:
+        with self._lock:
+            touched, self._touched = self._touched, {}
+        for run, stream in touched.items():
+            count = stream.count
+            if count != self._counts.get(run):
+                self._save(stream, "submits", stream.origin, count, ([], [], []))
+                self._counts[run] = count
+
+    def _save_batch(self, batch: Batch, kind: str, function: Any) -> None:
+        labels = [label for label, _ in batch.parameters]
+        self._save(batch, kind, function, len(batch), (labels, list(batch.names), self._keep_arguments(batch)))
+
+    def _save(
+        self, run: Batch | Stream, kind: str, function: Any, count: int, columns: tuple[list[str], list[str], list[str]]
+    ) -> None:
+        session, shipped, options = self._session, run.function, run.options
+        detail = Detail(shipped.hash, shipped.is_async, source_of(function), asdict(options), *columns)
+        data = session.signer.pack(RUN, detail)
+        name = options.name or shipped.name
+        session.backend.save_run(RunRecord(run.run, kind, name, count, run.created_at, session.name, data))
+
+    def _keep_arguments(self, batch: Batch) -> list[str]:
+        """The names of the blobs with the function and all arguments; none when they are too large to keep twice."""
+        backend, signer = self._session.backend, self._session.signer
+        if not backend.blobs:
+            return []
+        if batch.function.code is not None:
+            backend.put_blob(batch.function.hash.hex(), signer.seal(CODE, batch.function.code))
+        columns = [values for _, values in batch.parameters]
+        first = sum(sys.getsizeof(values[0]) for values in columns if values)
+        if first * len(batch) > KEPT_BYTES:
+            return []
+        try:
+            data = dumps(columns)
+        except CannotPickle:  # told to whoever made the run
+            return []
+        if len(data) > KEPT_BYTES:
+            return []
+        parts: list[str] = []
+        for start in range(0, len(data), PART_BYTES):
+            parts.append(f"{batch.run}-args-{len(parts)}")
+            backend.put_blob(parts[-1], signer.seal(BLOB, data[start : start + PART_BYTES]))
+        return parts
+
+
+def attach(session: Session, run: str) -> Batch:
+    """The Batch of a run in the backend: filled with the outcomes there are, and following what is to come.
+
+    UnknownTask when nobody knows the run, BadSignature when it was signed with another key.
+    """
+    here: Any = session.collector.sinks.get(run)
+    if isinstance(here, Batch):
+        return here
+    record = _find(session.backend, run)
+    detail = session.signer.unpack(RUN, record.data, Detail)
+    count = record.count or 0
+    function = Function(detail.hash, record.name, None, detail.is_async)
+    batch = Batch(session, run, function, _parameters(session, detail), count, TaskOptions(**detail.options))
+    batch.created_at, batch.source, batch.names = record.created_at, detail.source, tuple(detail.names)
+    batch.sent(0, count, record.created_at)
+    if here is not None:  # this session's own submits: their futures are told, this is filled from the backend
+        follow: Callable[[], None] = partial(_read, session, batch)
+    else:
+        follow = partial(tell_here, session, batch)
+        session.collector.expect(batch, count)
+    if count:
+        # Told first, then read: whatever is stored after the reading is told.
+        follow()
+        if here is None:
+            session.collector.fetch(run)
+        if not batch.over:
+            arguments = (session, batch, follow, RENEW_SECONDS if here is None else 0.5)
+            threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{run}", daemon=True).start()
+    return batch
+
+
+def _read(session: Session, batch: Batch) -> None:
+    for record in session.backend.fetch_many(batch.run, batch.missing()):
+        batch.absorb(session.signer.unpack(OUTCOMES, record.data, Outcomes))
+
+
+def tell_here(session: Session, batch: Batch) -> None:
+    """Have workers tell this session, too, what becomes of a run; for a while."""
+    arguments = {"run": batch.run, "peer": session.peer, "seconds": FOLLOW_SECONDS}
+    session.control.tell("follow", arguments)
+
+
+def _follow(session: Session, batch: Batch, follow: Callable[[], None], seconds: float) -> None:
+    """Do that again and again until the run is over."""
+    changed = threading.Event()
+    stop = batch.on_change(lambda: changed.set() if batch.over else None)
+    while not batch.over and not changed.wait(seconds) and not session.closed:
+        try:
+            follow()
+        except QnbError as error:
+            log.warning("cannot follow run %s just now: %s", batch.run, error)
+    stop()
+
+
+def _find(backend: Backend, run: str) -> RunRecord:
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while (record := backend.load_run(run)) is None:
+        if time.monotonic() > deadline:
+            raise UnknownTask(f"no run {run!r} in {backend.url}: session.runs() lists those that are there")
+        time.sleep(0.05)
+    return record
+
+
+def _parameters(session: Session, detail: Detail) -> list[tuple[str, list[Any]]]:
+    if not detail.parts:
+        return []
+    sealed = [session.backend.get_blob(part) for part in detail.parts]
+    if None in sealed:
+        return []
+    data = b"".join(session.signer.unseal(BLOB, part) for part in sealed if part is not None)
+    return list(zip(detail.labels, loads(data), strict=True))
+
+
+def load_code(session: Session, function: Function) -> Function:
+    """The function with its code, from the blob store when it is not here."""
+    if function.code is not None:
+        return function
+    sealed = session.backend.get_blob(function.hash.hex())
+    if sealed is None:
+        raise QnbError(f"the code of {function.name} is no longer in {session.backend_url}: define and run it anew")
+    return msgspec.structs.replace(function, code=session.signer.unseal(CODE, sealed))
+
+
+def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
+    """The newest runs: a row each, indexed by run id: kind, name, version, calls, a count for each way to end, open,
+    created_at (UTC) and session."""
+    import pandas as pd
+
+    rows = [_row(backend, signer, record) for record in backend.list_runs(limit)]
+    columns = ["run", "kind", "name", "version", "calls", *_COUNTED, "open", "created_at", "session"]
+    frame = pd.DataFrame(rows, columns=columns).set_index("run")
+    frame["created_at"] = pd.to_datetime(frame["created_at"], unit="s", utc=True)
+    return frame
+
+
+def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]:
+    try:
+        version = signer.unpack(RUN, record.data, Detail).hash.hex()[:8]
+    except MessageError:  # of someone with another key; what it says of itself is shown as it is
+        version = "another key"
+    counts = dict.fromkeys(_COUNTED, 0)
+    calls = record.count or 0
+    if version != "another key":
+        counts |= _counts(backend.fetch_many(record.run), signer)
+    left = max(0, calls - sum(counts.values()))
+    return (
+        record.run, record.kind, record.name, version, calls, *counts.values(), left, record.created_at, record.session
+    )  # fmt: skip
+
+
+def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
+    counts = dict.fromkeys(_COUNTED, 0)
+    for stored in records:
+        states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
+        for code in set(states) or {DONE}:
+            counts[STATES[code]] += states.count(code) if states else stored.count
+    return counts
+
