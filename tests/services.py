@@ -27,6 +27,7 @@ from tests.servers.kafka import KafkaServer
 from tests.servers.mariadb import MariadbServer
 from tests.servers.postgresql import PostgresqlServer
 from tests.servers.pubsub import PubsubServer
+from tests.servers.pubsub import spoil as spoil_pubsub
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.redis import RedisServer, find_redis, find_valkey
 from tests.servers.redis_cluster import RedisCluster
@@ -400,6 +401,7 @@ BROKERS: Sequence[Case] = (
     Case(
         "pubsub",
         lambda services: with_options(services.common(PubsubServer).url, prefix=services.word()),
+        spoil=spoil_pubsub,
         lease=0.8,
     ),
 )

@@ -3,7 +3,7 @@
 URLs: pubsub://project, with the application default credentials; gcpubsub://projects/project, as Celery writes it.
 For an emulator pubsub://project@host:port, or ?emulator=host:port, or PUBSUB_EMULATOR_HOST.
 Options: prefix (default qnb), lease (seconds), max_message (bytes), create (false: topics and subscriptions are made
-by somebody else), ordering (true: the service keeps the order of a queue, and gives it to one consumer at a time),
+by somebody else), ordering (true: the service keeps the order of a queue, and gives out the next only when the last are acked),
 exactly_once (true: a delivery that was acked is never given out again), retention (seconds that a message waits at
 most, 604800), endpoint (of the service, host:port), patience (seconds to ride out an absence of the server, 30).
 """

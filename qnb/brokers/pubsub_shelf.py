@@ -234,9 +234,6 @@ class Shelf:
 
     def publish(self, name: str, messages: Sequence[Any]) -> None:
         """To a topic that is there; confirmed when this returns."""
-        if self.options.ordering:
-            for each in messages:
-                each.ordering_key = name
         topic = self.link.topic(name)
         for batch in batches(messages):
             self.link.call(PUBLISH, types.PublishRequest(topic=topic, messages=batch))
@@ -245,6 +242,9 @@ class Shelf:
         """To a queue, which is made when it is not there."""
         self.make(queue, part)
         name = self.name(queue, part)
+        if self.options.ordering and part not in (LATER, DEAD):
+            for each in messages:
+                each.ordering_key = name
         for batch in batches(messages):
             try:
                 self.publish(name, batch)

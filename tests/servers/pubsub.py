@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.servers.base import Server, free_port, port_is_open
 
@@ -67,3 +68,26 @@ class PubsubServer(Server):
 
     def up(self) -> bool:
         return port_is_open(self.port) and "Server started" in self.log()
+
+
+def spoil(url: str, queue: str) -> None:
+    """Make a queue that refuses messages: its topic wants them to be of a schema."""
+    from google.pubsub_v1.types import pubsub, schema
+
+    from qnb.brokers import pubsub_types as types
+    from qnb.brokers.pubsub import PubsubBroker
+    from qnb.brokers.pubsub_link import CREATE_TOPIC, Method
+
+    def plain(kind: Any) -> Any:
+        return type(kind.pb(kind()))
+
+    broker = PubsubBroker(url)
+    link, name = broker._link, broker._shelf.name(queue)
+    project, word = f"projects/{link.project}", f"never-{broker._shelf.options.prefix}"
+    record = '{"type": "record", "name": "Never", "fields": [{"name": "never", "type": "int"}]}'
+    wanted = plain(schema.Schema)(type_=schema.Schema.Type.AVRO.value, definition=record)
+    create = Method("/google.pubsub.v1.SchemaService/CreateSchema", plain(schema.Schema), "parent", "")
+    link.call(create, plain(schema.CreateSchemaRequest)(parent=project, schema=wanted, schema_id=word))
+    strict = plain(pubsub.SchemaSettings)(schema=f"{project}/schemas/{word}", encoding=schema.Encoding.JSON.value)
+    link.call(CREATE_TOPIC, types.Topic(name=link.topic(name), schema_settings=strict))
+    broker.close()

@@ -2,7 +2,8 @@
 
 It keeps topics and subscriptions in memory and answers over grpc with the client library's own messages. Deadlines,
 delivery attempts, seeking to a time, waiting pulls and their cancellation are as in the service; it knows no ordering
-keys, schemas or snapshots. `deny` names methods that are refused for want of permission.
+keys or snapshots, and takes nothing on a topic with a schema. `deny` names methods that are refused for want of
+permission.
 
     python pubsub_double.py PORT
 """
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+from google.pubsub_v1.types import schema as _schema
 
 from qnb.brokers import pubsub_types as types
 from qnb.brokers.pubsub_types import grpc
@@ -67,7 +70,8 @@ class Double:
             ThreadPoolExecutor(_CALLS),
             options=[("grpc.max_receive_message_length", 11_000_000), ("grpc.max_send_message_length", -1)],
         )
-        self._server.add_generic_rpc_handlers([self._handlers("Publisher"), self._handlers("Subscriber")])
+        services = {service for service, _, _ in METHODS}
+        self._server.add_generic_rpc_handlers([self._handlers(service) for service in services])
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
@@ -152,7 +156,8 @@ class Double:
         return types.Empty()
 
     def Publish(self, request: Any, context: Any) -> Any:
-        self._topic(request.topic, context)
+        if self._topic(request.topic, context).schema_settings.schema:
+            context.abort(Code.INVALID_ARGUMENT, "The message does not match the schema of the topic.")
         if request.ByteSize() > 10_000_000 or len(request.messages) > 1000:
             context.abort(Code.INVALID_ARGUMENT, "Request payload size exceeds the limit: the request is too large.")
         now = time.time()
@@ -167,6 +172,10 @@ class Double:
                     each.messages[number] = Message(message, now)
         self._changed.notify_all()
         return types.PublishResponse(message_ids=ids)
+
+    def CreateSchema(self, request: Any, context: Any) -> Any:
+        """Nothing matches it."""
+        return request.schema
 
     # Subscriptions ---------------------------------------------------------------------------------------------
 
@@ -255,6 +264,7 @@ class Double:
 
 RECEIVED = type(types.PullResponse().received_messages.add())
 METHODS = (
+    ("SchemaService", "CreateSchema", type(_schema.CreateSchemaRequest.pb(_schema.CreateSchemaRequest()))),
     ("Publisher", "CreateTopic", types.Topic),
     ("Publisher", "GetTopic", types.GetTopicRequest),
     ("Publisher", "UpdateTopic", types.UpdateTopicRequest),
