@@ -26,6 +26,7 @@ class Client:
 
     def __init__(self, name: str, place: Place) -> None:
         self.name = name
+        self._lost = ""
         place.folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "C_FORCE_ROOT": "1"}
         self._log = place.folder / "client.log"
@@ -37,6 +38,8 @@ class Client:
 
     def ask(self, work: str, timeout: float = 200, **arguments: Any) -> Any:
         """Have something done; its numbers."""
+        if self._lost:
+            raise Failed(f"{self.name}, {work}: left out, since it never answered to {self._lost}")
         asking, answers = self._process.stdin, self._process.stdout
         assert asking
         assert answers
@@ -48,6 +51,7 @@ class Client:
         ready, _, _ = select.select([answers], [], [], timeout)
         line = answers.readline() if ready else ""
         if not line:
+            self._lost = work  # what it may say later would be taken for an answer to something else
             raise Failed(f"{self.name}, {work}: no answer within {timeout:g} s: {self.said()}")
         answer, error = json.loads(line)
         if error:
