@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qnb.brokers.zookeeper_batch import Item, commit_items, data_of, delete, put
 from qnb.brokers.zookeeper_link import Link, Operation, Pending
-from qnb.brokers.zookeeper_names import lock_name, message_parts, opened_pack
+from qnb.brokers.zookeeper_names import lock_name, message_name, message_parts, opened_pack
 
 if TYPE_CHECKING:
     from qnb.brokers.zookeeper_view import Shard, View
@@ -42,7 +42,7 @@ class Claim:
 
     def renewal(self, link: Link) -> list[Operation]:
         """It is free again, as if it had not been taken."""
-        node = f"m{self.index:04d}-{self.pack}-{self.deliveries - 1}"
+        node = message_name(self.index, self.pack, self.deliveries - 1)
         return [*self.removal, link.create(f"{self.shard.path}/{node}")]
 
 

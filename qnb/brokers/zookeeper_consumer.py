@@ -23,6 +23,7 @@ from qnb.brokers.zookeeper_view import View, list_shards
 from qnb.errors import BrokerError
 
 _RETRY_SECONDS = 0.5
+_TRIM_EVERY = 100
 # Claims that come to nothing since others are faster, before a pause.
 _TRIES = 50
 
@@ -56,6 +57,7 @@ class ZookeeperConsumer:
         self._doubtful: list[Claim] = []
         self._session = self._link.session_id
         self._woken = self.closed = self._full = False
+        self._rejected = 0  # since dead letters were trimmed
         self._chooser = Chooser()
         self._wait: float | None = None  # with what is there, but is left to others for a moment
         self._keeper: threading.Thread | None = None
@@ -244,6 +246,11 @@ class ZookeeperConsumer:
             letters = [self._queues.letter(delivery.queue, delivery.body, reason) for delivery, _ in mine]
             items = [Item([*claim.removal, letter]) for (_, claim), letter in zip(mine, letters, strict=True)]
             commit_items(self._link, items)
+            self._rejected += len(mine)
+            if self._rejected >= _TRIM_EVERY:
+                self._rejected = 0
+                for queue in {delivery.queue for delivery, _ in mine}:
+                    self._queues.trim_dead(queue)
             self._sweep(claim for _, claim in mine)
             self._room()
 

@@ -77,6 +77,11 @@ class Content:
         return [self.messages[index] for index in sorted(self.messages.keys() - self.locked)]
 
 
+def message_name(index: int, pack: int, base: int) -> str:
+    """The node of a message: its place in the shard, the pack with its body, and how often it was delivered before."""
+    return f"m{index:04d}-{pack}-{base}"
+
+
 def message_parts(node: str) -> tuple[int, int, int]:
     """Index, pack and base of a message's node."""
     _, index, pack, base = re.split("[m-]", node)

@@ -35,6 +35,7 @@ from qnb.brokers.zookeeper_names import (
     Content,
     ShardName,
     lock_name,
+    message_name,
     message_parts,
     name_of,
     node_name,
@@ -206,7 +207,7 @@ class Queues:
         operations = [create(path, _encode(packs[0]))]
         operations += [create(f"{path}/p{number}", _encode(pack)) for number, pack in enumerate(packs) if number]
         operations += [
-            create(f"{path}/m{index:04d}-{pack}-{base}")
+            create(f"{path}/{message_name(index, pack, base)}")
             for index, (pack, (_, base)) in enumerate(zip(places, messages, strict=True))
         ]
         if not delay:
@@ -314,6 +315,19 @@ class Queues:
                 reason, body = _opened_letter(node[0])
                 letters.append(DeadLetter(queue, body, reason))
         return letters
+
+    def trim_dead(self, queue: str) -> None:
+        """Remove dead letters over the number that is kept, the oldest first; nobody waits for it."""
+
+        def found(pending: Any) -> None:
+            if pending.successful():
+                paths = [self.path(queue, "dead", name) for name in sorted(pending.get())]
+                over = paths[: max(0, len(paths) - self.link.target.dead_letters)]
+                for start in range(0, len(over), SHARD_MESSAGES):
+                    self.link.post([delete(path) for path in over[start : start + SHARD_MESSAGES]])
+
+        if self.link.connected:
+            self.link.client.get_children_async(self.path(queue, "dead")).rawlink(found)
 
     def letter(self, queue: str, body: bytes, reason: str) -> Operation:
         """What keeps a rejected message."""

@@ -11,11 +11,14 @@ from qnb.settings import Address
 
 PORT = 2181
 PATIENCE = 8.0
+# Kept of each queue, the newest: they are in the memory of the servers.
+DEAD_LETTERS = 10_000
 # What a server takes by default in one packet (jute.maxbuffer), and what of it is left for more than the data.
 PACKET_BYTES = 1_048_575
 PACKET_SPARE = 8_192
 _OPTIONS = frozenset(
     [
+        "dead_letters",
         "lease",
         "prefix",
         "max_message",
@@ -43,6 +46,7 @@ class Target:
     acl: tuple[ACL, ...]
     packet: int
     patience: float
+    dead_letters: int
 
     @property
     def place(self) -> str:
@@ -81,4 +85,5 @@ def target_of(address: Address, root: str) -> Target:
     packet = int(address.number("jute_maxbuffer", PACKET_BYTES)) - PACKET_SPARE
     if packet < PACKET_SPARE:
         raise ConfigurationError(f"jute_maxbuffer in {address} is too small: {2 * PACKET_SPARE:,} bytes at least")
-    return Target(address, root, tuple(rights), packet, address.number("patience", PATIENCE))
+    kept = int(address.number("dead_letters", DEAD_LETTERS))
+    return Target(address, root, tuple(rights), packet, address.number("patience", PATIENCE), kept)

@@ -13,7 +13,7 @@ from kazoo.exceptions import NodeExistsError, NoNodeError
 from qnb.brokers.base import DEFAULT_LEASE
 from qnb.brokers.zookeeper_batch import children, data_of, delete, failure, stat_of
 from qnb.brokers.zookeeper_link import Link
-from qnb.brokers.zookeeper_names import Content, ShardName
+from qnb.brokers.zookeeper_names import Content, ShardName, message_name
 from qnb.brokers.zookeeper_queue import Queues
 
 # A consumer with nothing to do looks through everything this often: nothing depends on it but what others left behind.
@@ -113,7 +113,7 @@ class View:
             self._look_back()
         for branch, wanted in (("ready", back or bell), ("delayed", back or delayed)):
             if wanted:
-                self._list(branch)
+                self._list(branch, new=not back)
         self._seen = events
         self._sort()
         spent = time.monotonic() - now
@@ -147,7 +147,7 @@ class View:
         for shard in self._shards.values():
             shard.free = None
 
-    def _list(self, branch: str) -> None:
+    def _list(self, branch: str, *, new: bool) -> None:
         top = self._queues.path(self.queue, branch)
         if branch == "ready":
             bell = self._queues.path(self.queue, "bell")
@@ -166,7 +166,9 @@ class View:
             if parsed is None:
                 self._adopt(path)
             else:
-                self._shards[path] = Shard(path, parsed, branch == "delayed")
+                shard = self._shards[path] = Shard(path, parsed, branch == "delayed")
+                if new and parsed.packs == 1:  # just published: all of it is there, as names can tell
+                    shard.free = [message_name(index, 0, 0) for index in range(parsed.count)]
 
     def _adopt(self, path: str) -> None:
         """What somebody else has put among the shards becomes a message with its data as body."""

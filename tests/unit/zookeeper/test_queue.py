@@ -179,6 +179,18 @@ def test_what_is_too_large_is_never_sent(open_broker: OpenBroker) -> None:
     assert broker._link.session_id == session
 
 
+def test_the_newest_dead_letters_are_kept(open_broker: OpenBroker) -> None:
+    broker = open_broker(dead_letters=5)
+    broker.publish_many([Envelope("q", b"%d" % number) for number in range(100)])
+    consumer = broker.consume(["q"], prefetch=1000)
+    got: list[Delivery] = []
+    until(lambda: got.extend(consumer.receive_many(100, 1.0)) or len(got) == 100)
+    for one in got:
+        consumer.reject_many([one], "no")
+    until(lambda: len(broker.dead_letters("q", 1000)) == 5)
+    assert [letter.body for letter in broker.dead_letters("q")] == [b"%d" % number for number in (99, 98, 97, 96, 95)]
+
+
 def test_a_larger_limit_of_the_server_may_be_used(open_broker: OpenBroker) -> None:
     small, large = open_broker(), open_broker(jute_maxbuffer=4_194_304)
     assert small.features.limits.message_bytes is not None
