@@ -17,10 +17,11 @@ from qnb.brokers.base import DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.rabbitmq_admin import YOUNG_SECONDS, Admin, AdminOptions
 from qnb.brokers.rabbitmq_bus import RabbitBus
-from qnb.brokers.rabbitmq_consumer import REASON_HEADER, RabbitConsumer
+from qnb.brokers.rabbitmq_consumer import RabbitConsumer
 from qnb.brokers.rabbitmq_link import Link
 from qnb.brokers.rabbitmq_names import LONGEST_DELAY, Names, delay_ms
 from qnb.brokers.rabbitmq_publish import Publisher, Unsent
+from qnb.brokers.rabbitmq_settle import REASON_HEADER
 from qnb.brokers.rabbitmq_target import target_of
 from qnb.brokers.rabbitmq_wire import Content, Properties
 from qnb.errors import BrokerUnavailable, ConfigurationError, PublishFailed

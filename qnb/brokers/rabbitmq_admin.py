@@ -19,7 +19,8 @@ import msgspec
 from pika import spec
 
 from qnb.brokers.base import DEFAULT_LEASE
-from qnb.brokers.rabbitmq_link import Answer, Channel, ChannelClosed, ConnectionLost, Link, Owner
+from qnb.brokers.rabbitmq_channel import Answer, Channel, ChannelClosed, ConnectionLost, Owner
+from qnb.brokers.rabbitmq_link import Link
 from qnb.brokers.rabbitmq_names import GRACE_SECONDS, Names, delay_ms
 from qnb.brokers.rabbitmq_publish import Publisher
 from qnb.brokers.rabbitmq_wire import Arrived, Content, Properties, encode_ack

@@ -16,7 +16,8 @@ from pika import spec
 
 from qnb.brokers.base import PRESENCE_SECONDS, Presence
 from qnb.brokers.rabbitmq_admin import Admin, Desk, Found
-from qnb.brokers.rabbitmq_link import Answer, Channel, ChannelClosed, Connection, Link, Owner, User
+from qnb.brokers.rabbitmq_channel import Answer, Channel, ChannelClosed, Owner
+from qnb.brokers.rabbitmq_link import Connection, Link, User
 from qnb.brokers.rabbitmq_publish import Publisher
 from qnb.brokers.rabbitmq_wire import Arrived, Content, Properties
 from qnb.errors import BrokerError

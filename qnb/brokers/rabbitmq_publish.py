@@ -12,17 +12,8 @@ from typing import Any
 
 from pika import spec
 
-from qnb.brokers.rabbitmq_link import (
-    Answer,
-    Channel,
-    ChannelClosed,
-    Connection,
-    ConnectionLost,
-    Link,
-    NoAnswer,
-    Owner,
-    User,
-)
+from qnb.brokers.rabbitmq_channel import Answer, Channel, ChannelClosed, ConnectionLost, NoAnswer, Owner
+from qnb.brokers.rabbitmq_link import Connection, Link, User
 from qnb.brokers.rabbitmq_wire import Content, Properties, encode_content
 from qnb.errors import BrokerUnavailable
 
