@@ -25,7 +25,7 @@ from qnb.brokers.sqs_names import Names
 from qnb.brokers.sqs_options import LONGEST_LEASE, read
 from qnb.brokers.sqs_queues import LEVELS, Place, Queues
 from qnb.brokers.sqs_settle import BURIED, REASON, entry
-from qnb.errors import BrokerError, PublishFailed, QnbError
+from qnb.errors import BrokerError, PayloadTooLarge, PublishFailed, QnbError
 from qnb.features import Features, Limits, Support
 from qnb.message import Envelope, Note
 from qnb.settings import parse_url
@@ -172,6 +172,11 @@ class SqsBroker:
                 time.sleep(pause)
                 self._queues.forget(place)
                 place = self._queues.open(place.queue, place.level)
+            except PayloadTooLarge:  # servers that are not AWS's may take smaller batches
+                if len(batch) == 1:
+                    raise
+                half = len(batch) // 2
+                return self._send(place, batch[:half]) | self._send(place, batch[half:])
         else:
             raise BrokerError(f"queue {place.queue} is removed again and again: see who does it")
         reason = "queue {} refuses it: {}"

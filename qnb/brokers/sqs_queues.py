@@ -20,6 +20,7 @@ log = logging.getLogger("qnb")
 LEVELS = 10
 # How long a queue that was removed a moment ago is waited for; SQS takes 60 seconds to forget it.
 _FORGOTTEN_SECONDS = 65.0
+_OLD_MESSAGE_SIZE = 256 * 1024
 _WATCHED = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed"]
 
 
@@ -189,6 +190,11 @@ class Queues:
             except QueueExists:  # made by somebody else, who asked for something else
                 if url := self._url(name):
                     return url
+            except Refused as error:
+                if "MaximumMessageSize" not in wanted or "MaximumMessageSize" not in str(error):
+                    raise
+                del wanted["MaximumMessageSize"]  # less than AWS takes since August 2025
+                self.limit = min(self.limit, _OLD_MESSAGE_SIZE)
             except DeletedRecently as error:
                 if not patience:
                     raise

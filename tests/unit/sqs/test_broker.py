@@ -16,7 +16,7 @@ from qnb.brokers import sqs_body, sqs_settle
 from qnb.brokers.base import Delivery, QueueSpec
 from qnb.brokers.sqs import SqsBroker
 from qnb.brokers.sqs_consumer import SqsConsumer
-from qnb.errors import AccessDenied, BadMessage
+from qnb.errors import AccessDenied, BadMessage, PayloadTooLarge
 from qnb.message import Envelope, Note
 from tests.servers.sqs import SqsServer
 from tests.services import Services, with_options
@@ -313,6 +313,19 @@ def test_batches_stay_below_the_size(open_broker: Open) -> None:
     broker.publish_many([Envelope("q", b"%d" % n + b"x" * size) for n, size in enumerate(sizes)])
     got = take(broker.consume(["q"], prefetch=10), len(sizes))
     assert sorted(len(one.body) - 1 for one in got) == sorted(sizes)
+
+
+def test_a_server_with_a_lower_limit_is_met(open_broker: Open) -> None:
+    """ministack's is that of AWS before August 2025."""
+    broker = open_broker(message_size=1024 * 1024)
+    before = broker.features.limits.message_bytes or 0
+    broker.declare(QueueSpec("q"))
+    limit = broker.features.limits.message_bytes or 0
+    assert limit < before / 3.9
+    broker.publish_many([Envelope("q", b"x" * limit)])
+    with pytest.raises(PayloadTooLarge):
+        broker.publish_many([Envelope("q", b"x" * (limit + 1))])
+    assert [len(one.body) for one in take(broker.consume(["q"], prefetch=1), 1)] == [limit]
 
 
 def test_bodies_read_what_they_write() -> None:

@@ -157,6 +157,14 @@ def test_a_queue_that_takes_less(fake: FakeSqs) -> None:
     broker.close()
 
 
+def test_a_batch_that_is_too_large_is_cut(fake: FakeSqs) -> None:
+    broker = SqsBroker(fake.url())
+    fake.says["SendMessageBatch"] = ["size"]
+    broker.publish_many([Envelope("q", b"%d" % number) for number in range(5)])
+    assert [len(body["Entries"]) for name, body in fake.asked if name == "SendMessageBatch"] == [5, 2, 3]
+    broker.close()
+
+
 def test_a_queue_removed_just_now_is_waited_for(fake: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("qnb.brokers.sqs_queues.time.sleep", waits.append)
