@@ -16,7 +16,7 @@ from qnb.brokers.base import DEFAULT_LEASE, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes, with_limit
 from qnb.brokers.zookeeper_bus import ZookeeperBus
 from qnb.brokers.zookeeper_consumer import ZookeeperConsumer
-from qnb.brokers.zookeeper_link import Link
+from qnb.brokers.zookeeper_link import SHORTEST_SESSION, Link
 from qnb.brokers.zookeeper_names import PRIORITIES, node_name
 from qnb.brokers.zookeeper_queue import MESSAGE_SPARE, Queues
 from qnb.brokers.zookeeper_target import target_of
@@ -44,7 +44,7 @@ class ZookeeperBroker:
         purge=Support.BUILT,
         queue_depth=Support.BUILT,
         survives_restart=Support.NATIVE,
-        limits=Limits(priority_levels=PRIORITIES),
+        limits=Limits(lease_min_seconds=SHORTEST_SESSION, priority_levels=PRIORITIES),
     )
 
     def __init__(self, url: str) -> None:
