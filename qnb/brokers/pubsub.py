@@ -3,9 +3,13 @@
 URLs: pubsub://project, with the application default credentials; gcpubsub://projects/project, as Celery writes it.
 For an emulator pubsub://project@host:port, or ?emulator=host:port, or PUBSUB_EMULATOR_HOST.
 Options: prefix (default qnb), lease (seconds), max_message (bytes), create (false: topics and subscriptions are made
-by somebody else), ordering (true: the service keeps the order of a queue, and gives out the next only when the last are acked),
-exactly_once (true: a delivery that was acked is never given out again), retention (seconds that a message waits at
-most, 604800), endpoint (of the service, host:port), patience (seconds to ride out an absence of the server, 30).
+by somebody else), ordering (true: the service keeps the order of a queue, and gives out the next only when the last
+are acked), exactly_once (true: a delivery that was acked is never given out again), retention (seconds that a message
+waits at most, 604800), endpoint (of the service, host:port), patience (seconds to ride out an absence of the server,
+30).
+
+Pulls are asked for, and wait at the server, only while somebody waits here, for as many messages as there is room for.
+A streaming pull would be sent what nobody here has room for yet, and keep it from those who have.
 """
 
 from __future__ import annotations
@@ -69,7 +73,7 @@ class PubsubBroker:
             message_bytes=MESSAGE_BYTES,
             batch_messages=1_000,
             delay_seconds=604_800,
-            lease_min_seconds=10,
+            lease_min_seconds=1,
             priority_levels=10,
             ordering="none",
         ),

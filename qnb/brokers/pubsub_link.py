@@ -114,7 +114,10 @@ class Link:
         """The call as a future of grpc; one try."""
         if self._closed.is_set():
             raise self._over()
-        return self._stub(method).future(request, timeout=seconds, metadata=self._routing(method, request))
+        future = self._stub(method).future(request, timeout=seconds, metadata=self._routing(method, request))
+        # A future that nobody holds is cancelled; one with a callback is held until it is done.
+        future.add_done_callback(_held)
+        return future
 
     def call(
         self, method: Method, request: Any, *, patience: float | None = None, seconds: float = CALL_SECONDS
@@ -128,8 +131,7 @@ class Link:
             try:
                 return self._stub(method)(request, timeout=seconds, metadata=self._routing(method, request))
             except grpc.RpcError as error:
-                # What is too large is not a matter of time.
-                if error.code() not in PASSING or _too_large(error) or time.monotonic() + pause > until:
+                if not _passing(error) or time.monotonic() + pause > until:
                     raise self.translate(error, method, request) from error
             except ValueError as error:  # the channel was closed in this moment
                 raise self._over() from error
@@ -192,7 +194,7 @@ class Link:
                 f"{told} refuses {what}: the credentials lack the permission {method.right} ({details}). Grant it, or "
                 "have topics and subscriptions made beforehand and put ?create=false into the URL"
             )
-        if code is _Code.UNAUTHENTICATED:
+        if code is _Code.UNAUTHENTICATED or _no_token(error):
             return AccessDenied(f"{told} does not accept the credentials: {LOG_IN}")
         if code is _Code.RESOURCE_EXHAUSTED:
             return BrokerUnavailable(f"{told}: over a quota of the project, see those of the Pub/Sub API: {details}")
@@ -228,6 +230,20 @@ class Link:
         """No more calls."""
         self._closed.set()
         self._channel.close()
+
+
+def _held(future: Any) -> None:
+    """Nothing is to be done."""
+
+
+def _passing(error: Any) -> bool:
+    return error.code() in PASSING and not _too_large(error) and not _no_token(error)
+
+
+def _no_token(error: Any) -> bool:
+    """The credentials were there, and their issuer gives no token for them: expired, or revoked."""
+    details = error.details() or ""
+    return "metadata from plugin failed" in details and "TransportError" not in details
 
 
 def _too_large(error: Any) -> bool:

@@ -23,6 +23,7 @@ from qnb.brokers.pubsub_link import (
     DELETE_SUBSCRIPTION,
     DELETE_TOPIC,
     GET_SUBSCRIPTION,
+    GET_TOPIC,
     PUBLISH,
     UPDATE_SUBSCRIPTION,
     UPDATE_TOPIC,
@@ -174,7 +175,8 @@ class Shelf:
     def set_lease(self, queue: str, lease: float) -> None:
         """Another lease for a queue that was made before."""
         name = self.name(queue)
-        topic = types.Topic(name=self.link.topic(name), labels={"qnb-lease": str(round(lease * 1000))})
+        topic = self.link.call(GET_TOPIC, types.GetTopicRequest(topic=self.link.topic(name)))
+        topic.labels["qnb-lease"] = str(round(lease * 1000))
         mask = types.FieldMask(paths=["labels"])
         held = types.Subscription(
             name=self.link.subscription(name), topic=topic.name, ack_deadline_seconds=first_deadline(lease)

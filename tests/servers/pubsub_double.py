@@ -3,7 +3,7 @@
 It keeps topics and subscriptions in memory and answers over grpc with the client library's own messages. Deadlines,
 delivery attempts, seeking to a time, waiting pulls and their cancellation are as in the service; it knows no ordering
 keys or snapshots, and takes nothing on a topic with a schema. `deny` names methods that are refused for want of
-permission.
+permission, `fail` a method and the words with which it is unavailable.
 
     python pubsub_double.py PORT
 """
@@ -56,6 +56,7 @@ class Double:
 
     def __init__(self, port: int = 0, deny: tuple[str, ...] = ()) -> None:
         self.deny = deny
+        self.fail: tuple[str, str] = ("", "")
         self.calls: list[str] = []
         self._changed = threading.Condition()
         self._topics: dict[str, Any] = {}
@@ -111,6 +112,8 @@ class Double:
         def call(request: Any, context: Any) -> Any:
             if name in self.deny:
                 context.abort(Code.PERMISSION_DENIED, "User not authorized to perform this action.")
+            if name == self.fail[0]:
+                context.abort(Code.UNAVAILABLE, self.fail[1])
             with self._changed:
                 self.calls.append(name)
                 return method(request, context)

@@ -66,6 +66,15 @@ def test_a_missing_right_is_named(double: Double, broker: Open, method: str, rig
         broker().publish_many(messages(b"x"))
 
 
+def test_a_login_that_is_over(double: Double, broker: Open) -> None:
+    """grpc says it in these words, and calls it unavailable; trying on would not help."""
+    double.fail = ("Publish", "Getting metadata from plugin failed with error: ('invalid_grant: Bad Request')")
+    begun = time.monotonic()
+    with pytest.raises(AccessDenied, match="gcloud auth application-default login"):
+        broker().publish_many(messages(b"x"))
+    assert time.monotonic() - begun < 5
+
+
 def test_a_consumer_without_the_right_says_so(double: Double, broker: Open) -> None:
     consumer = broker().consume(["q"], prefetch=1)
     double.deny = ("Pull",)

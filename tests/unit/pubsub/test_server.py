@@ -137,6 +137,28 @@ def test_what_nobody_fetches_goes_back_and_counts_for_nothing(broker: Open) -> N
     assert (got.body, got.deliveries) == (b"x", 1)
 
 
+def test_what_reaches_a_process_that_stood_still_goes_back(broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP: the server sent it before, and may have given it to another by now."""
+    opened = broker()
+    consumer = opened.consume(["q"], prefetch=10)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(opened._keeper, "fresh", lambda: False)
+        opened.publish_many(messages(b"x"))
+        assert nothing(consumer)
+    assert bodies(take(consumer, 1)) == [b"x"]
+
+
+def test_a_process_that_stood_still_is_noticed(broker: Open) -> None:
+    keeper = broker()._keeper
+    assert keeper.fresh()
+    keeper._ticked -= 3.0
+    assert not keeper.fresh(), "before the thread runs again"
+    keeper._tick()
+    assert not keeper.fresh(), "and for a moment after it did"
+    keeper._doubt_until = time.monotonic()
+    assert keeper.fresh()
+
+
 def test_a_consumer_takes_from_other_queues(broker: Open) -> None:
     opened = broker()
     opened.publish_many([*messages(b"a", queue="a"), *messages(b"b", queue="b")])
