@@ -146,7 +146,7 @@ class RedisBackend:
         # A second put changes nothing, but what is used again lives on.
         name = f"{self.base}blob:{key}"
         if not self._client.one("PEXPIRE", name, self.expires):
-            self._client.one("SET", name, data, "PX", self.expires)
+            self._client.one("PSETEX", name, self.expires, data)  # the last argument may be large, see redis_link
 
     def get_blob(self, key: str) -> bytes | None:
         data: bytes | None = self._client.one("GET", f"{self.base}blob:{key}")

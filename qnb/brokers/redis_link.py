@@ -1,6 +1,6 @@
 """A link to a Redis server: commands out, replies in. The lowest layer of the Redis broker and backend.
 
-It speaks RESP2 through hiredis, Redis' own client library, on a blocking socket: redis-py takes a quarter of a second
+It speaks RESP2 through hiredis, Redis' own client library, on a socket of its own: redis-py takes a quarter of a second
 to import, more than a whole first task may take. So do TLS (redis_secure), Sentinel and Cluster (redis_route).
 
 What goes wrong on the way is an OSError; what the server refuses is a ServerError among the replies.
@@ -8,6 +8,7 @@ What goes wrong on the way is an OSError; what the server refuses is a ServerErr
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -31,8 +32,10 @@ SENTINEL_PORT = 26379
 REPLY_SECONDS = 15.0
 # Measured: larger reads do not make 1 MiB payloads faster, smaller ones make them slower.
 _READ_BYTES = 256 * 1024
-# Pieces above this are not joined into one buffer: copying them costs more than another system call.
+# What is larger is not joined into one buffer: copying 1 MiB takes four times as long as sending it.
 _JOIN_BYTES = 64 * 1024
+_FEW = 16  # commands that are joined without a look at their size
+_MOST_PARTS = 512  # in one system call; Linux takes 1024
 
 OPTIONS = frozenset(
     {"lease", "prefix", "expires", "max_message", "dead_letters", "patience", "health_check"}
@@ -280,39 +283,72 @@ def _not_redis(message: str) -> Exception:
 
 
 class Link:
-    """One connection, used by one thread at a time. The type stub of hiredis knows less than it takes."""
+    """One connection, used by one thread at a time. The type stub of hiredis knows less than it takes.
+
+    A plain socket is non-blocking and polled here, before a read and after a write that did not go out: with a timeout
+    of Python's it is polled before each, and told each timeout, four system calls more for a question and its answer.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader = hiredis.Reader(protocolError=_not_redis, replyError=ServerError, notEnoughData=self)
         self._buffer = bytearray(_READ_BYTES)
         self._timeout = 0.0
+        self._polled = type(sock) is socket.socket and hasattr(select, "poll")  # not TLS, not Windows
+        if self._polled:
+            sock.setblocking(False)
+            self._readable, self._writable = select.poll(), select.poll()
+            self._readable.register(sock, select.POLLIN)
+            self._writable.register(sock, select.POLLOUT)
 
     def send(self, commands: Sequence[Command]) -> None:
         """Write all of them at once."""
-        pieces = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
-        self._set_timeout(REPLY_SECONDS)
-        if len(pieces) == 1:
-            self._socket.sendall(pieces[0])
-            return
-        start, size = 0, 0
-        for at, piece in enumerate(pieces):
-            size += len(piece)
-            if size > _JOIN_BYTES:
-                if at > start:
-                    self._socket.sendall(b"".join(pieces[start:at]))
-                self._socket.sendall(piece)
-                start, size = at + 1, 0
-        if start < len(pieces):
-            self._socket.sendall(b"".join(pieces[start:]))
+        large = [c for c in commands if type(c[-1]) is bytes and len(c[-1]) > _JOIN_BYTES]  # no call for each: it shows
+        if not self._polled:
+            self._set_timeout(REPLY_SECONDS)
+            for part in _parts(commands):
+                self._socket.sendall(part)
+        elif large or len(commands) > _FEW:
+            self._write(_parts(commands))
+        else:
+            data = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._await_room()
+                self._write([data[sent:]])
+
+    def _write(self, parts: Sequence[bytes]) -> None:
+        at, sent = 0, 0  # the next part, and how much of it is out
+        while True:
+            try:
+                rest = memoryview(parts[at])[sent:]
+                sent += self._socket.sendmsg([rest, *parts[at + 1 : at + _MOST_PARTS]])
+            except BlockingIOError:
+                pass
+            while sent >= len(parts[at]):
+                sent -= len(parts[at])
+                at += 1
+                if at == len(parts):
+                    return
+            self._await_room()
+
+    def _await_room(self) -> None:
+        if not self._writable.poll(REPLY_SECONDS * 1000):
+            raise TimeoutError("timed out")
 
     def read_into(self, replies: list[Reply], count: int, timeout: float) -> None:
         """Append `count` replies; TimeoutError when one takes longer. What was read before an error stays."""
-        reader, buffer, sock = self._reader, self._buffer, self._socket
-        self._set_timeout(timeout)
+        reader, buffer, sock, polled = self._reader, self._buffer, self._socket, self._polled
+        if not polled:
+            self._set_timeout(timeout)
         while count:
             reply = reader.gets()
             if reply is self:
+                if polled and not self._readable.poll(timeout * 1000):
+                    raise TimeoutError("timed out")
                 received = sock.recv_into(buffer)
                 if not received:
                     raise ConnectionError("the server closed the connection")
@@ -328,3 +364,33 @@ class Link:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _parts(commands: Sequence[Command]) -> list[bytes]:
+    """As they go over the wire. What is large is not copied: getting memory for it takes longer than sending it."""
+    parts: list[bytes] = []
+    small: list[bytes] = []
+    size = 0
+    for command in commands:
+        if _is_large(command[-1]):
+            small.append(b"*%d\r\n" % len(command))
+            for argument in command:
+                data = argument if type(argument) is bytes else str(argument).encode()
+                small.append(b"$%d\r\n" % len(data))
+                if _is_large(data):
+                    parts += (b"".join(small), data)
+                    small, size = [b"\r\n"], 0
+                else:
+                    small += (data, b"\r\n")
+            continue
+        piece = hiredis.pack_command(command)  # type: ignore[arg-type]
+        small.append(piece)
+        size += len(piece)
+        if size > _JOIN_BYTES:
+            parts.append(b"".join(small))
+            small, size = [], 0
+    return [*parts, b"".join(small)] if small else parts
+
+
+def _is_large(argument: str | bytes | int) -> bool:
+    return type(argument) is bytes and len(argument) > _JOIN_BYTES
