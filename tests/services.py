@@ -194,7 +194,8 @@ class Case:
     a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
     `late`, what a busy machine may take for one step; `writes`, how long a server that is killed may have kept to
     itself what was settled. `ordered`: one consumer gets messages as they were published. `exact_depth`: depth counts
-    to the message at once. `partitioned`: a live consumer owns a part of a queue.
+    to the message at once. `partitioned`: a live consumer owns a part of a queue. `pushes`: notes come to their reader
+    by themselves, a moment after they were posted.
     """
 
     label: str
@@ -210,6 +211,7 @@ class Case:
     ordered: bool = True
     exact_depth: bool = True
     partitioned: bool = False
+    pushes: bool = False
 
 
 def _redis(kind: str) -> Callable[[Services], str]:
@@ -378,6 +380,7 @@ BROKERS: Sequence[Case] = (
         restart=_restart_rabbit,
         spoil=_spoil_rabbit,
         writes=0.5,
+        pushes=True,
     ),
     _ZOOKEEPER,
     Case(

@@ -41,6 +41,7 @@ class RabbitInbox(Owner, User):
         self.peer = peer
         self._bus, self._link = bus, link
         self._notes: list[Note] = []
+        self._arrived: list[Note] = []  # by now, of what comes at once
         self._changed = threading.Condition()
         self._channel: Channel | None = None
         self._joined = Answer()
@@ -95,9 +96,14 @@ class RabbitInbox(Owner, User):
         channel.ask(spec.Basic.Consume(0, name, "in", False, True, True, False, {}), self._joined.put)
 
     def arrived(self, arrived: Arrived, properties: Properties, body: bytes) -> None:
-        with self._changed:
-            self._notes.append(Note(self.peer, properties.type, body))
-            self._changed.notify_all()
+        self._arrived.append(Note(self.peer, properties.type, body))
+
+    def told(self) -> None:
+        if self._arrived:
+            with self._changed:
+                self._notes += self._arrived
+                self._arrived.clear()
+                self._changed.notify_all()
 
     def cancelled(self, consumer: str) -> None:
         """Somebody removed the mailbox."""

@@ -73,6 +73,9 @@ class Owner:
     def arrived(self, arrived: wire.Arrived, properties: wire.Properties, body: bytes) -> None:
         """A message for a consumer of this channel."""
 
+    def told(self) -> None:
+        """All that came with the last messages has been told."""
+
     def returned(self, text: str, properties: wire.Properties) -> None:
         """A mandatory message that no queue took; its confirm follows."""
 

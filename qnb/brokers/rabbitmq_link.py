@@ -68,16 +68,20 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
         self._terminate_stream(error)
 
     def _on_data_available(self, data_in: bytes) -> None:
+        told: set[Channel] = set()
         try:
             for kind, number, payload in self._splitter.feed(data_in):
                 channel = self.channels.get(number)
                 if channel is not None:
                     channel.frame(kind, payload)
+                    told.add(channel)
                 elif number == 0:
                     whole = kind.to_bytes(1) + bytes(2) + len(payload).to_bytes(4) + payload + b"\xce"
                     value = frame.decode_frame(whole)[1]
                     assert value is not None
                     self._process_frame(value)
+            for channel in told:
+                channel.owner.told()
         except Exception as error:
             log.exception("the connection to RabbitMQ is given up: a fault on this side")
             self.give_up(error)

@@ -57,7 +57,7 @@ class Taps(Owner, User):
         self._subscribed: dict[str, Subscription] = {}  # by consumer tag
         self._bells: dict[tuple[str, bool], str] = {}  # consumer tags of those that have not rung
         self._tags = itertools.count(1)
-        self._closed = self._stale = False
+        self._closed = self._stale = self._news = False
         self._idle_since = 0.0
         self._unhanging: object = None
 
@@ -196,10 +196,16 @@ class Taps(Owner, User):
                 self._ack(self._ledger.move(subscription.takes_over, held))
             elif not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
                 self._ledger.add(held)
-                self._changed.notify_all()
+                self._news = True
             elif held.state == GONE:
                 self._ack(arrived.tag)
         self._count_down(arrived.consumer, subscription)
+
+    def told(self) -> None:
+        if self._news:
+            self._news = False
+            with self._changed:
+                self._changed.notify_all()
 
     def _ack(self, tag: int) -> None:
         if self._channel is not None:
