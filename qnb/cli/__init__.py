@@ -18,6 +18,7 @@ COMMANDS = {
     "brokers": ("qnb.cli.brokers", "what each broker can do; --probe tries it on the live server"),
     "doctor": ("qnb.cli.doctor", "say why nothing happens"),
     "queues": ("qnb.cli.queues", "list queues and what waits in them"),
+    "runs": ("qnb.cli.runs", "list the newest runs"),
     "purge": ("qnb.cli.queues", "drop what waits in a queue"),
     "key": ("qnb.cli.key", "print a new signing key"),
 }

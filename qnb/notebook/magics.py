@@ -16,10 +16,11 @@ from IPython.display import display
 from qnb.errors import QnbError
 
 if TYPE_CHECKING:
+    from qnb.session.batch import Batch
     from qnb.session.session import Session
 
 MAGIC = "qnb"
-COMMANDS = ("status", "connect", "brokers", "workers", "queues", "close")
+COMMANDS = ("status", "connect", "brokers", "workers", "queues", "runs", "results", "cancel", "close")
 NO_SESSION = "no session yet: %qnb connect makes one with workers here, %qnb connect URL on a broker"
 
 
@@ -46,7 +47,12 @@ class QnbMagics(Magics):
         choices=COMMANDS,
         help="what to do; status when nothing is given",
     )
-    @argument("url", nargs="?", help="for connect: the broker, as in redis://host/0; else $QNB_BROKER or a file here")
+    @argument(
+        "what",
+        nargs="?",
+        help="for connect: the broker's URL, as in redis://host/0; else $QNB_BROKER or a file here. For results and "
+        "cancel: a run; else the newest of this session",
+    )
     @argument("--backend", metavar="URL", help="for connect: where results are kept; else the broker's own partner")
     @argument("--workers", metavar="N", type=_workers, help="for connect: how many local worker processes to start")
     @line_magic
@@ -56,7 +62,9 @@ class QnbMagics(Magics):
         `%qnb connect` puts the session into the variable `session` and makes it the current one.
         """
         arguments = parse_argstring(self.qnb, line)
-        given = [name for name in ("url", "backend", "workers") if getattr(arguments, name) is not None]
+        given = [name for name in ("backend", "workers") if getattr(arguments, name) is not None]
+        if arguments.what is not None and arguments.command not in ("results", "cancel"):
+            given.insert(0, "url")
         if arguments.command != "connect" and given:
             raise UsageError(f"%qnb {arguments.command} takes no {' or '.join(given)}: only connect does")
         try:
@@ -71,7 +79,7 @@ class QnbMagics(Magics):
     def _connect(self, arguments: argparse.Namespace) -> None:
         from qnb.session.session import Session
 
-        session = Session(arguments.url, backend=arguments.backend, workers=arguments.workers)
+        session = Session(arguments.what, backend=arguments.backend, workers=arguments.workers)
         # The one from before goes only when the new one stands; a cell may run twice.
         before, self._connected = self._connected, session
         if before is not None:
@@ -99,6 +107,35 @@ class QnbMagics(Magics):
         for queue in session.broker.queues():
             depth = session.broker.depth(queue)
             print(f"{queue:<24}{'?' if depth is None else depth:>8}")
+
+    def _runs(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        display(session.runs())
+
+    def _results(self, arguments: argparse.Namespace) -> None:
+        batch = self._batch(arguments)
+        if batch is not None:
+            display(batch)
+
+    def _cancel(self, arguments: argparse.Namespace) -> None:
+        batch = self._batch(arguments)
+        if batch is not None:
+            print(f"{batch.cancel()} calls of {batch.run} cancelled")
+
+    def _batch(self, arguments: argparse.Namespace) -> Batch | None:
+        """The run that was named, or the newest map of this session."""
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return None
+        run = arguments.what or session.newest_run()
+        if run is None:
+            print("no run yet in this session: session.runs() lists those of others")
+            return None
+        return session.attach(run)
 
     def _close(self, _arguments: argparse.Namespace) -> None:
         session = _current()

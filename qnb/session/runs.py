@@ -55,6 +55,7 @@ class Recorder:
     """Writes runs down, in a thread of its own: neither a map nor a submit waits for it."""
 
     def __init__(self, session: Session) -> None:
+        self.newest: str | None = None
         self._session = session
         self._work: list[Callable[[], None]] = []
         self._counts: dict[str, int] = {}  # of streams, as they were written down
@@ -66,6 +67,7 @@ class Recorder:
 
     def began(self, batch: Batch, kind: str, function: Any) -> None:
         """A map, starmap or sweep has begun."""
+        self.newest = batch.run
         with self._lock:
             self._work.append(lambda: self._save_batch(batch, kind, function))
         self._wake()

@@ -342,6 +342,10 @@ class Session(concurrent.futures.Executor):
 
         return attach(self, run)
 
+    def newest_run(self) -> str | None:
+        """The id of the newest map, starmap, sweep or retry of this session; None when there was none."""
+        return self.recorder.newest
+
     def forget(self, run: str) -> None:
         """Remove a run, its outcomes and its arguments from the backend."""
         self.backend.forget_run(run)

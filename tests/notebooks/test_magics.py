@@ -157,10 +157,10 @@ def test_help_names_every_command_and_option(shell: InteractiveShell) -> None:
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("%qnb ", ["status", "connect", "workers", "close"]),
-        ("%qnb c", ["connect", "close"]),
+        ("%qnb ", ["status", "connect", "brokers", "workers", "queues", "runs", "results", "cancel", "close"]),
+        ("%qnb c", ["connect", "cancel", "close"]),
         ("x = 1\n%qnb con", ["connect"]),
-        ("%qnb connect red", ["redis+sentinel://", "redis+socket://", "redis://", "rediss://"]),
+        ("%qnb connect redis+", ["redis+cluster://", "redis+sentinel://", "redis+socket://"]),
         ("%qnb connect redis://h --", ["--backend", "--workers"]),
         ("%qnb connect redis://h --workers 2 --", ["--backend"]),
         ("%qnb connect --backend sql", ["sqlite:"]),
@@ -176,3 +176,25 @@ def test_completion_of_other_lines_is_untouched(shell: InteractiveShell) -> None
     assert completions(shell, "%qn") == ["%qnb"]
     run(shell, "%unload_ext qnb")
     assert "connect" not in completions(shell, "%qnb con")
+
+
+def test_runs_results_and_cancel(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run_line_magic("qnb", "connect memory:magic-runs")
+    session = shell.user_ns["session"]
+    shell.run_line_magic("qnb", "results")
+    assert "no run yet" in capsys.readouterr().out
+    batch = session.map(abs, range(3))
+    batch.results(20)
+    shell.run_line_magic("qnb", f"cancel {batch.run}")
+    assert f"0 calls of {batch.run} cancelled" in capsys.readouterr().out
+    shell.run_line_magic("qnb", "results")
+    assert "3" in capsys.readouterr().out
+    while batch.run not in session.runs().index:
+        session.recorder.close()
+    shell.run_line_magic("qnb", "runs")
+    assert batch.run in capsys.readouterr().out
+    shell.run_line_magic("qnb", "queues")
+    assert "qnb" in capsys.readouterr().out
+    shell.run_line_magic("qnb", "brokers")
+    assert "confirmed publish" in capsys.readouterr().out
+    shell.run_line_magic("qnb", "close")

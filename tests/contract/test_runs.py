@@ -1,0 +1,158 @@
+"""Runs belong to the backend: listed, attached from another session, cancelled and retried there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qnb
+from tests.contract.conftest import Gate, run_python, until
+
+SECONDS = 20.0
+COLUMNS = [
+    "kind", "name", "version", "calls", "done", "failed", "cancelled", "lost", "open", "created_at", "session",
+]  # fmt: skip
+
+
+def halve(x: int, fail_at: int = -1) -> float:
+    if x == fail_at:
+        raise ValueError("as asked")
+    return x / 2
+
+
+def test_runs(session: qnb.Session) -> None:
+    batch = session.map(lambda i: 1 // i, [0, 1, 2])
+    batch.wait(SECONDS)
+    sweep = session.sweep(halve, {"x": [1, 2]}, fail_at=2)
+    sweep.wait(SECONDS)
+    futures = [session.submit(abs, -i) for i in range(5)]
+    assert [future.result(SECONDS) for future in futures] == list(range(5))
+    run = futures[0].id.rpartition(":")[0]
+    df = _listed(session, batch.run, sweep.run, run)
+    assert list(df.columns) == COLUMNS
+    assert (df.index.name, str(df["created_at"].dt.tz)) == ("run", "UTC")
+    row = df.loc[batch.run]
+    assert (row["kind"], row["calls"], row["done"], row["failed"], row["open"]) == ("map", 3, 2, 1, 0)
+    assert "<lambda>" in row["name"]
+    assert (df.loc[sweep.run]["kind"], df.loc[sweep.run]["done"], df.loc[sweep.run]["failed"]) == ("sweep", 1, 1)
+    assert (df.loc[run]["kind"], df.loc[run]["name"], df.loc[run]["session"]) == ("submits", "abs", session.name)
+    assert len(session.runs(limit=1)) == 1
+
+
+def _listed(session: qnb.Session, *runs: str) -> Any:
+    until(lambda: set(runs) <= set(session.runs().index))
+    return session.runs()
+
+
+def test_attach_to_what_is_over(session: qnb.Session, sister: qnb.Session) -> None:
+    batch = session.map(halve, range(10), [3] * 10)
+    batch.wait(SECONDS)
+    again = sister.attach(batch.run)
+    assert again.wait(SECONDS)
+    assert (len(again), again.run, again.name) == (10, batch.run, batch.name)
+    assert again.counts == batch.counts == {"done": 9, "failed": 1}
+    ours, theirs = batch.df, again.df
+    for column in ("x", "fail_at", "state", "error", "started_at", "finished_at", "worker", "task_id"):
+        assert list(ours[column].astype(str)) == list(theirs[column].astype(str)), column
+    assert [again[i].result() for i in range(3)] == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="as asked"):
+        again[3].result()
+    assert again.source is not None
+    assert "def halve" in again.source
+    assert list(again.errors["error"]) == ["ValueError"]
+
+
+def test_attach_goes_on_live(session: qnb.Session, sister: qnb.Session, gate: Gate) -> None:
+    """What ends after the attaching is told at once, not found by looking now and then."""
+    batch = session.map(gate.task, range(5))
+    gate.wait(2)
+    again = sister.attach(batch.run)
+    assert again.counts.get("done", 0) == 0
+    gate.open()
+    assert again.wait(SECONDS)
+    assert again.results() == batch.results(SECONDS) == list(range(5))
+    assert sister.collector.pending == 0
+
+
+def test_cancel_and_retry_from_there(session: qnb.Session, sister: qnb.Session, gates: Callable[[], Gate]) -> None:
+    gate = gates()
+    batch = session.map(gate.task, range(6), chunksize=1)
+    gate.wait(2)
+    again = sister.attach(batch.run)
+    assert again.cancel() >= 1
+    gate.open()
+    assert again.wait(SECONDS)
+    assert batch.wait(SECONDS)
+    assert again.counts == batch.counts
+    failing = session.map(lambda i: 1 // i, [0, 1])
+    failing.wait(SECONDS)
+    retried = sister.attach(failing.run).retry()
+    assert (len(retried), retried.wait(SECONDS), retried.counts) == (1, True, {"failed": 1})
+    assert _listed(sister, retried.run).loc[retried.run]["kind"] == "retry"
+
+
+def test_attach_to_a_stream_of_submits(session: qnb.Session, sister: qnb.Session) -> None:
+    futures = [session.submit(halve, i) for i in range(5)]
+    assert [future.result(SECONDS) for future in futures] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    run = futures[0].id.rpartition(":")[0]
+    for who in (sister, session):
+        until(lambda: set(session.runs().index) >= {run} and session.runs().loc[run]["calls"] >= 5)
+        batch = who.attach(run)
+        assert batch.wait(SECONDS)
+        assert batch.results()[-5:] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert session.submit(halve, 9).result(SECONDS) == 4.5, "the stream itself goes on"
+
+
+def test_the_same_session_gets_the_same_batch(session: qnb.Session, gate: Gate) -> None:
+    batch = session.map(gate.task, range(3))
+    assert session.attach(batch.run) is batch
+    gate.open()
+    batch.results(SECONDS)
+
+
+def test_forget(session: qnb.Session) -> None:
+    batch = session.map(halve, range(3))
+    batch.results(SECONDS)
+    _listed(session, batch.run)
+    session.forget(batch.run)
+    assert batch.run not in session.runs().index
+    with pytest.raises(qnb.UnknownTask, match=r"session\.runs\(\) lists"):
+        session.attach(batch.run)
+
+
+def test_another_kernel(kind: str, session: qnb.Session, place: str) -> None:
+    """A process that knows nothing of the function: it comes with the run."""
+    if kind == "memory":
+        pytest.skip("no other process reaches memory:")
+    batch = session.map(lambda i: 1 // i if i else {}["no"], range(4))
+    batch.wait(SECONDS)
+    code = """
+import json, qnb, sys
+with qnb.Session(sys.argv[1], workers=0) as session:
+    batch = session.attach(sys.argv[2])
+    batch.wait(20)
+    retried = batch.retry()
+    retried.wait(20)
+    print(json.dumps([dict(batch.counts), dict(retried.counts), batch.source]))
+"""
+    done = run_python(code, place, batch.run)
+    assert done.returncode == 0, done.stderr
+    counts, retried, source = json.loads(done.stdout)
+    assert (counts, retried) == ({"done": 3, "failed": 1}, {"failed": 1})
+    assert "1 // i if i else" in source
+
+
+def test_a_run_of_another_key_is_listed_and_not_opened(tmp_path: Path) -> None:
+    place = f"sqlite:///{tmp_path}/tasks.db"
+    with qnb.Session(place, workers=1, key="the key of one of two people") as one:
+        batch = one.map(abs, range(3))
+        batch.results(SECONDS)
+        _listed(one, batch.run)
+        with qnb.Session(place, workers=0, key="the key of the other of them") as two:
+            assert two.runs().loc[batch.run]["version"] == "another key"
+            with pytest.raises(qnb.QnbError, match="the same key"):
+                two.attach(batch.run)
