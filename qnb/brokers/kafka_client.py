@@ -59,6 +59,7 @@ def settings_of(address: Address) -> dict[str, Any]:
         "bootstrap.servers": ",".join(f"{f'[{host}]' if ':' in host else host}:{port or PORT}" for host, port in hosts),
         "client.id": "qnb",
         "logger": log,
+        "error_cb": Faults(),  # without one, errors come up in whatever call is under way
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 500,
         "topic.metadata.propagation.max.ms": 3000,
@@ -114,10 +115,13 @@ class Faults:
 
     def __init__(self) -> None:
         self.login: KafkaError | None = None
+        self.fatal: KafkaError | None = None
 
     def __call__(self, error: KafkaError) -> None:
         if error.code() in _LOGIN:
             self.login = error
+        if error.fatal():
+            self.fatal = error
         log.info("%s", error.str())
 
 

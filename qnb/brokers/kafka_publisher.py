@@ -9,10 +9,10 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from qnb.brokers.kafka_client import GONE, code_of, translate
+from qnb.brokers.kafka_client import GONE, Faults, code_of, log, translate
 from qnb.brokers.kafka_records import Record
 from qnb.brokers.kafka_topics import Topics
-from qnb.errors import BrokerError, BrokerUnavailable, QnbError
+from qnb.errors import BrokerError, BrokerUnavailable, ConfigurationError, QnbError
 
 _AGAIN_SECONDS = 10.0
 
@@ -24,22 +24,40 @@ class Publisher:
     """
 
     def __init__(self, settings: dict[str, Any], topics: Topics, url: str, patience: float) -> None:
-        self._producer = Producer(
-            {
-                "enable.idempotence": True,
-                "linger.ms": 1,
-                "message.timeout.ms": int(patience * 1000),
-                "message.max.bytes": topics.options.message_bytes + 4096,
-                "queue.buffering.max.kbytes": 262_144,
-                **settings,
-                "delivery.report.only.error": True,
-            }
-        )
+        self._settings = {
+            "enable.idempotence": True,
+            "linger.ms": 1,
+            "message.timeout.ms": int(patience * 1000),
+            "message.max.bytes": topics.options.message_bytes + 4096,
+            "queue.buffering.max.kbytes": 262_144,
+            **settings,
+            "delivery.report.only.error": True,
+        }
+        self._open()
         self._topics, self._url = topics, url
         self._lock = threading.Lock()
         self._turn = 0
         self._stamp = 0
         self._closed = False
+
+    def _open(self) -> None:
+        self._faults = Faults()
+        try:
+            self._producer = Producer({**self._settings, "error_cb": self._faults})
+        except KafkaException as error:
+            raise ConfigurationError(f"{error}: check the librdkafka settings in the URL") from error
+
+    def _recover(self) -> KafkaError | None:
+        """After a fault that ends a producer, a new one. None when the batch may be sent once more."""
+        fatal = self._faults.fatal
+        code = code_of(fatal) if fatal is not None else None
+        if code == KafkaError.CLUSTER_AUTHORIZATION_FAILED and self._settings["enable.idempotence"]:
+            # Before Kafka 2.8 this is a right of its own; without it, one request at a time keeps the order too.
+            log.info("%s: no right to write idempotently: acks=all, one request at a time", self._url)
+            self._settings |= {"enable.idempotence": False, "acks": "all", "max.in.flight": 1}
+            fatal = None
+        self._open()
+        return fatal
 
     def stamp(self, count: int) -> int:
         """The first of so many numbers in a row that order messages by time."""
@@ -100,13 +118,29 @@ class Publisher:
                         produce(topic, value, key, partition, report)
                 except (BufferError, KafkaException) as error:
                     self._overflow(at, records[at], error, report, failed)
+            self._flush()
+            if self._faults.fatal is None:
+                return failed
+            fatal = self._recover()
+        if fatal is None:
+            return self._send(records)
+        return dict.fromkeys(range(len(records)), int(fatal.code()))
+
+    def _flush(self) -> None:
+        try:
             while self._producer.flush(0.5):  # in steps, so that Ctrl-C is heard
                 if self._closed:
                     break
-        return failed
+        except (KafkaException, SystemError) as error:  # how the client tells what ends a producer
+            cause = error if isinstance(error, KafkaException) else error.__cause__
+            if not isinstance(cause, KafkaException):
+                raise
+            self._faults.fatal = cause.args[0]
 
     def _overflow(self, at: int, record: Record, error: Exception, report: Any, failed: dict[int, int]) -> None:
         """The producer's own memory is full: wait for it. Anything else is that message's fault."""
+        if self._faults.fatal is not None:
+            return  # all of it is seen to then
         while isinstance(error, BufferError) or code_of(error) == KafkaError._QUEUE_FULL:
             self._producer.flush(0.5)
             try:

