@@ -91,7 +91,8 @@ class Services:
             raise
         if server.version not in self._versions:  # the first of its kind speaks for all
             self._versions.add(server.version)
-            self._say(f"{server.version}: up in {time.monotonic() - begun:.1f} s")
+            instead = f", in place of {server.stands_for}, which no test can have" if server.stands_for else ""
+            self._say(f"{server.version}: up in {time.monotonic() - begun:.1f} s{instead}")
         return server
 
     def redis(self, *, binary: str | None = None, sentinel: bool = False, **settings: Any) -> RedisServer:

@@ -47,6 +47,7 @@ class Server:
     start_seconds = 60.0
     version = ""
     url = ""
+    stands_for = ""  # the service that no test can have, and that this is tested in place of
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -45,6 +45,8 @@ class PubsubServer(Server):
     Neither keeps anything over a restart.
     """
 
+    stands_for = "Google Cloud Pub/Sub"
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.port = free_port()

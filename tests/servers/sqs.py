@@ -18,6 +18,7 @@ _SETTINGS = {"SERVICES": "sqs", "LOG_LEVEL": "ERROR", "PERSIST_STATE": "1"}
 class SqsServer(Server):
     """A private ministack. All it holds is gone with it."""
 
+    stands_for = "Amazon SQS"
     start_seconds = 20.0
 
     def __init__(self, folder: Path) -> None:
