@@ -133,10 +133,11 @@ def translate_connecting(error: BaseException, target: Target) -> QnbError:
                 f"{place} refuses user {target.user!r}: check name and password in the URL, or QNB_BROKER"
                 + (" (guest gets in from the server's own machine only)" if target.user == "guest" else "")
             )
-        if isinstance(part, ssl.SSLError):
+        if isinstance(part, ssl.SSLError) or "[SSL: " in str(part):
+            reason = str(part).partition("[SSL: ")[2].partition("]")[0] or str(part)
             return BrokerUnavailable(
-                f"{place}: no secure connection ({part.reason or part}): check the certificate, or ssl_ca_certs, "
-                "and that this port is the one for amqps:"
+                f"{place}: no secure connection ({reason}): check the certificates (ssl_ca_certs for the server's, "
+                "ssl_certfile and ssl_keyfile for yours), and that this port is the one for amqps:"
             )
     causes = [part for part in parts if isinstance(part, OSError) and part.strerror] or parts[-1:]
     why = getattr(causes[0], "strerror", None) or str(causes[0]) or type(causes[0]).__name__
