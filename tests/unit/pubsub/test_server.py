@@ -137,6 +137,30 @@ def test_what_nobody_fetches_goes_back_and_counts_for_nothing(broker: Open) -> N
     assert (got.body, got.deliveries) == (b"x", 1)
 
 
+def test_what_a_pull_brings_to_a_closed_consumer_goes_back(broker: Open) -> None:
+    opened = broker()
+    first = opened.consume(["q"], prefetch=10)
+    assert nothing(first, 0.05)
+    first.close()
+    opened.publish_many(messages(b"x"))
+    [got] = take(opened.consume(["q"], prefetch=10), 1)
+    assert (got.body, got.deliveries) == (b"x", 1)
+
+
+def test_what_a_pull_brings_to_a_closed_broker_goes_back(broker: Open) -> None:
+    opened, other = broker(), broker()
+    first = opened.consume(["q"], prefetch=10)
+    assert nothing(first, 0.05)
+    keeper = opened._keeper
+    with keeper._changed:  # it cannot begin to close yet
+        closing = Later(opened.close)
+        other.publish_many(messages(b"x"))
+        time.sleep(0.05)
+    closing.result()
+    [got] = take(other.consume(["q"], prefetch=10), 1)
+    assert (got.body, got.deliveries) == (b"x", 1)
+
+
 def test_what_reaches_a_process_that_stood_still_goes_back(broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP: the server sent it before, and may have given it to another by now."""
     opened = broker()
