@@ -6,8 +6,10 @@ sentinel_ssl=yes with the same to the sentinels), redis+cluster://h1:7000,h2:700
 nodes; the others are found). All keys of a place have one hash tag, its prefix: a place lives on one master of a
 cluster, in one slot, so that turns are settled in one step. Places with other prefixes use the other masters.
 Options: prefix (default qnb), lease (seconds), max_message (bytes), dead_letters (how many are kept, 10000),
-patience (seconds to ride out an absence of the server, 30), health_check (seconds after which an idle connection is
-tried before use, 15), credentials (module:function that returns a password, or user and password, at each login).
+replicas (how many have to take a message before it counts as published, 0: a failover of Sentinel or Cluster may lose
+what the master alone has), patience (seconds to ride out an absence of the server, 30), health_check (seconds after
+which an idle connection is tried before use, 15), credentials (module:function that returns a password, or user and
+password, at each login).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _BATCH_COMMANDS = 5_000
 _BATCH_BYTES = 8 * 1024 * 1024
 _PURGE_STEP = 2_000
+_WAIT_SECONDS = 2
 
 
 def base_of(address: Address) -> str:
@@ -88,9 +91,12 @@ class RedisBroker:
         if self._options.lease <= 0:
             raise ConfigurationError(f"{address}: the lease must be above 0 seconds")
         self._client = Client(target_of(address), BROKER, *client_options(address))
+        self._replicas = int(address.number("replicas", 0))
         self._client.connect()
         try:
             self._server = check_server(self._client)
+            if self._replicas:  # so that no script is missing later, for then a batch is sent as a whole again
+                self._client.load_scripts()
         except BaseException:
             self._client.close()
             raise
@@ -115,7 +121,14 @@ class RedisBroker:
             self._check(envelope)
         replies: list[Reply] = []
         for batch in self._batches(envelopes):
-            replies += self._publish(batch)
+            got = self._publish(batch)
+            if got is None:
+                raise PublishFailed(
+                    f"fewer than {self._replicas} replicas of {self.url} took the messages within {_WAIT_SECONDS} s; "
+                    "see INFO replication, or ask for fewer with replicas=",
+                    list(envelopes[len(replies) :]),
+                )
+            replies += got
         self._confirm(envelopes, replies)
 
     def publish_and_receive(
@@ -126,7 +139,8 @@ class RedisBroker:
             raise TypeError("this reads an inbox of a Redis bus only")
         for envelope in envelopes:
             self._check(envelope)
-        if any(not _plain(envelope) for envelope in envelopes):  # a script, which may have to be loaded first
+        # Neither a script, which may have to be loaded first, nor replicas are waited for inside of a read.
+        if self._replicas or any(not _plain(envelope) for envelope in envelopes):
             self.publish_many(envelopes)
             return inbox.receive_many(limit, timeout)
         replies, notes = inbox.receive_after([self._command(envelope) for envelope in envelopes], limit, timeout)
@@ -172,12 +186,22 @@ class RedisBroker:
             size += len(envelope.body)
         return [*batches, batch] if batch else batches
 
-    def _publish(self, batch: Sequence[Envelope]) -> list[Reply]:
+    def _publish(self, batch: Sequence[Envelope]) -> list[Reply] | None:
+        """None when too few replicas took it."""
         queues = dict.fromkeys(envelope.queue for envelope in batch)
         lease = round(self._options.lease * 1000)
         # Every time: it costs next to nothing, and holds after a server came back without its data.
         known: list[Command] = [("HSETNX", f"{self._base}queues", queue, lease) for queue in queues]
-        return self._client.run([*known, *(self._command(envelope) for envelope in batch)])[len(known) :]
+        commands = [*known, *(self._command(envelope) for envelope in batch)]
+        if not self._replicas:
+            return self._client.run(commands)[len(known) :]
+        # WAIT is for what its own link has written, so after a broken one all of it is sent again.
+        *replies, reached = self._client.run(
+            [*commands, ("WAIT", self._replicas, round(_WAIT_SECONDS * 1000))], whole=True
+        )
+        if isinstance(reached, ServerError):
+            raise self._client.translate(reached) from reached
+        return replies[len(known) :] if reached >= self._replicas else None
 
     def _command(self, envelope: Envelope) -> Command:
         if _plain(envelope):

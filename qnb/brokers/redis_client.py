@@ -45,11 +45,7 @@ _MOVING = frozenset({"MOVED", "ASK"})
 _ELSEWHERE = frozenset({"READONLY", "MOVED", "CLUSTERDOWN", "UNBLOCKED"})
 
 
-class Unanswered:
-    """Stands where a reply is still to come."""
-
-
-_UNANSWERED = Unanswered()
+_UNANSWERED: Reply = object()  # stands where a reply is still to come
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -239,7 +235,7 @@ class Client:
     def _pause(self, outage: Outage, trouble: OSError | None, replies: Sequence[Reply]) -> None:
         missing = [reply for reply in replies if isinstance(reply, ServerError) and reply.code == "NOSCRIPT"]
         if missing and trouble is None:  # a fresh server, or one whose scripts were flushed
-            self.run([("SCRIPT", "LOAD", text) for text in SCRIPTS.values()])
+            self.load_scripts()
             if len(missing) == len(replies):
                 return
         refusal = next((reply for reply in replies if isinstance(reply, ServerError)), None)
@@ -262,6 +258,10 @@ class Client:
                 self._idle.pop()[0].close()
             except IndexError:
                 return
+
+    def load_scripts(self) -> None:
+        """Have the server know all scripts."""
+        self.run([("SCRIPT", "LOAD", text) for text in SCRIPTS.values()])
 
     def translate(self, error: ServerError) -> QnbError:
         """A refusal as an error of qnb."""

@@ -38,7 +38,7 @@ _FEW = 16  # commands that are joined without a look at their size
 _MOST_PARTS = 512  # in one system call; Linux takes 1024
 
 OPTIONS = frozenset(
-    {"lease", "prefix", "expires", "max_message", "dead_letters", "patience", "health_check"}
+    {"lease", "prefix", "expires", "max_message", "dead_letters", "replicas", "patience", "health_check"}
     | {"db", "master", "master_name", "sentinel_user", "sentinel_password", "sentinel_ssl", "credentials"}
 )
 _SLOTS = 16384

@@ -11,7 +11,7 @@ import pytest
 
 from qnb.backends.redis import RedisBackend
 from qnb.brokers.redis import RedisBroker
-from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable
+from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, PublishFailed
 from qnb.message import Envelope
 from tests.servers.base import free_port
 from tests.servers.redis import RedisServer
@@ -149,3 +149,23 @@ def test_redis_py_is_not_needed(services: Services) -> None:
     url = f"redis+sentinel://127.0.0.1:{sentinel(services, master).port}/0?master=mymaster"
     code = "import sys; sys.modules['redis'] = None; import qnb.registry as r; r.open_broker(sys.argv[1]).close()"
     subprocess.run([sys.executable, "-c", code, url], check=True)
+
+
+@pytest.mark.parametrize("priority", [0, 3])
+def test_publishing_waits_for_replicas(services: Services, priority: int) -> None:
+    """What counts as published survives the master; without enough replicas nothing does."""
+    master = services.redis()
+    replica = services.redis(replicaof=f"127.0.0.1 {master.port}")
+    until(lambda: "master_link_status:up" in replica.tell("INFO", "replication"))
+    broker = RedisBroker(with_options(master.url, replicas=1))
+    inbox = broker.bus().join("me")
+    broker.publish_many([Envelope("q", b"x", priority=priority)] * 3)
+    assert broker.publish_and_receive([Envelope("q", b"x", priority=priority)], inbox, 10, 0.0) == []
+    assert replica.tell("XLEN", f"{broker._base}q{priority}:q") == 4
+    replica.kill()
+    sent = [Envelope("q", b"y", priority=priority)]
+    with pytest.raises(PublishFailed, match="replicas") as caught:
+        broker.publish_many(sent)
+    assert caught.value.failed == sent
+    inbox.close()
+    broker.close()
