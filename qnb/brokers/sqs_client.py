@@ -74,7 +74,7 @@ class Client:
         self.place = options.endpoint or f"SQS in {options.region or 'the default region'}"
         self._lock = threading.Lock()
         self._requests: Counter[str] = Counter()
-        self._closed = False
+        self.closed = False
         self.pool = ThreadPoolExecutor(options.connections, thread_name_prefix="qnb sqs")
         self._sqs = self._open()
 
@@ -116,7 +116,7 @@ class Client:
 
     def close(self) -> None:
         """No more requests."""
-        self._closed = True
+        self.closed = True
         self.pool.shutdown(wait=False, cancel_futures=True)
         self._sqs.close()
 
@@ -133,7 +133,7 @@ class Client:
         end = time.monotonic() + (self.options.patience if patience is None else patience)
         wait = 0.05
         while True:
-            if self._closed:
+            if self.closed:
                 raise BrokerUnavailable(f"{self.options.shown} is closed: open a new one")
             with self._lock:
                 self._requests[operation] += 1

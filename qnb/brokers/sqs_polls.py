@@ -84,7 +84,7 @@ class Polls:
             source.dropped = True
             return 0
         except BrokerUnavailable as error:
-            if source.failures == 0 and not source.dropped:
+            if source.failures == 0 and not (source.dropped or self._client.closed):
                 log.warning("queue %s: %s; trying again", source.place.queue, error)
             source.failures += 1
             source.blocked_until = time.monotonic() + min(0.1 * 2**source.failures, 5.0)

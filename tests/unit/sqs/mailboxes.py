@@ -28,6 +28,7 @@ class FakeMailboxes:
         self.boxes: dict[str, Box] = {}
         self.requests = 0
         self.aged = 0.0
+        self.stopped: set[str] = set()  # peers whose process stands still
         self._shuffle = shuffle
         self._random = random.Random(7)
 
@@ -73,9 +74,11 @@ class FakeMailboxes:
                 box = self.boxes.get(address)
                 if box is None:
                     raise MailboxGone(address)
-                if box.messages or time.monotonic() >= end:
+                if (box.messages and box.name not in self.stopped) or time.monotonic() >= end:
                     break
                 self.changed.wait(end - time.monotonic())
+            if box.name in self.stopped:
+                return []
             if self._shuffle:
                 self._random.shuffle(box.messages)
             taken, box.messages = box.messages[:3], box.messages[3:]
