@@ -382,6 +382,7 @@ BROKERS: Sequence[Case] = (
         spoil=_spoil_rabbit,
         writes=0.5,
         pushes=True,
+        exact_depth=False,  # what is just being dead-lettered from a delay to its queue is in neither
     ),
     _ZOOKEEPER,
     Case(
