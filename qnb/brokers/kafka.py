@@ -23,7 +23,7 @@ from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Topi
 from qnb.brokers.base import DEFAULT_LEASE, Bus, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes
 from qnb.brokers.kafka_bus import KafkaBus, Talk
-from qnb.brokers.kafka_client import MESSAGE_BYTES, PATIENCE, connect, settings_of, translate
+from qnb.brokers.kafka_client import MESSAGE_BYTES, PATIENCE, connect, settings_of, translate, without_group
 from qnb.brokers.kafka_consumer import KafkaConsumer
 from qnb.brokers.kafka_member import Context, commit_here
 from qnb.brokers.kafka_publisher import Publisher
@@ -119,7 +119,8 @@ class KafkaBroker:
                 client.close()
 
     def _client(self, group: str) -> Client:
-        settings = {"enable.auto.commit": False, "enable.partition.eof": True, **self._settings, "group.id": group}
+        settings = {"enable.auto.commit": False, "enable.partition.eof": True, **without_group(self._settings)}
+        settings["group.id"] = group
         try:
             return Client(settings)
         except KafkaException as error:

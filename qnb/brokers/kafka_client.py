@@ -13,6 +13,7 @@ from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, Configurati
 from qnb.settings import Address
 
 log = logging.getLogger("qnb.kafka")
+log.addFilter(lambda record: "CONFWARN" not in str(record.args))  # a setting that is for the other kind of client
 log.addHandler(logging.NullHandler())  # librdkafka tells of each lost connection: for those who configure logging
 
 PORT = 9092
@@ -73,6 +74,12 @@ def settings_of(address: Address) -> dict[str, Any]:
         if name not in OWN:
             settings[name.replace("_", ".")] = value
     return settings
+
+
+def without_group(settings: dict[str, Any]) -> dict[str, Any]:
+    """For a reader that is in no group: not what is meant for members of one."""
+    member = ("max.poll.interval.ms", "session.timeout.ms", "heartbeat.interval.ms", "group.instance.id")
+    return {name: value for name, value in settings.items() if name not in member}
 
 
 def code_of(error: BaseException | KafkaError) -> int | None:

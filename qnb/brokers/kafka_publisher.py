@@ -15,6 +15,8 @@ from qnb.brokers.kafka_topics import Topics
 from qnb.errors import BrokerError, BrokerUnavailable, ConfigurationError, QnbError
 
 _AGAIN_SECONDS = 10.0
+_WARM_SECONDS = 0.7
+_PLAIN = {"enable.idempotence": False, "acks": "all", "max.in.flight": 1}
 
 
 class Publisher:
@@ -42,10 +44,22 @@ class Publisher:
 
     def _open(self) -> None:
         self._faults = Faults()
+        self._producer = self._ready = self._make(self._settings)
+        self._warm_at = time.monotonic() + (_WARM_SECONDS if self._settings["enable.idempotence"] else 0.0)
+
+    def _make(self, settings: dict[str, Any]) -> Producer:
         try:
-            self._producer = Producer({**self._settings, "error_cb": self._faults})
+            return Producer({**settings, "error_cb": self._faults})
         except KafkaException as error:
             raise ConfigurationError(f"{error}: check the librdkafka settings in the URL") from error
+
+    def _choose(self) -> None:
+        """A producer that writes idempotently asks for its number half a second after it was made. Who publishes
+        sooner does so through a plain one, with one request at a time: the order is kept, a retry may write twice."""
+        if time.monotonic() >= self._warm_at:
+            self._producer = self._ready
+        elif self._producer is self._ready:
+            self._producer = self._make({**self._settings, **_PLAIN})
 
     def _recover(self) -> KafkaError | None:
         """After a fault that ends a producer, a new one. None when the batch may be sent once more."""
@@ -54,7 +68,7 @@ class Publisher:
         if code == KafkaError.CLUSTER_AUTHORIZATION_FAILED and self._settings["enable.idempotence"]:
             # Before Kafka 2.8 this is a right of its own; without it, one request at a time keeps the order too.
             log.info("%s: no right to write idempotently: acks=all, one request at a time", self._url)
-            self._settings |= {"enable.idempotence": False, "acks": "all", "max.in.flight": 1}
+            self._settings |= _PLAIN
             fatal = None
         self._open()
         return fatal
@@ -109,6 +123,7 @@ class Publisher:
                 failed[at] = int(error.code())
 
         with self._lock:
+            self._choose()
             produce = self._producer.produce
             for at, (topic, partition, value, key, headers) in enumerate(records):
                 try:

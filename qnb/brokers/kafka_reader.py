@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from qnb.brokers.kafka_client import log, translate
+from qnb.brokers.kafka_client import log, translate, without_group
 from qnb.errors import BrokerUnavailable
 
 # Between two polls: confluent-kafka lets no other thread near a consumer that polls. A message ends a poll at once.
@@ -27,7 +27,7 @@ class Reader:
             "fetch.wait.max.ms": 150,
             "queued.min.messages": 1000,
             "queued.max.messages.kbytes": 32_768,
-            **settings,
+            **without_group(settings),
         }
         self._read, self._url = read, url
         self._moved = threading.Condition()
