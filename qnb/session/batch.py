@@ -156,8 +156,7 @@ class Batch:
         try:
             return self.session.wait_for(done, self._condition, timeout)
         except KeyboardInterrupt:
-            if self.session.on_interrupt == "cancel":
-                self.cancel()
+            self.session.interrupted(self.cancel, f"run {self.run}")
             raise
 
     def __await__(self) -> Generator[Any, None, list[Any]]:

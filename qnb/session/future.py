@@ -95,8 +95,7 @@ class Future(concurrent.futures.Future[Any]):
         try:
             over = session.wait_for(self.done, self._condition, timeout)
         except KeyboardInterrupt:
-            if session.on_interrupt == "cancel":
-                self.cancel()
+            session.interrupted(self.cancel, f"task {self.id}")
             raise
         if not over:
             raise TimeoutError(f"task {self.id} is not over after {timeout:g} s; it is {self.state}")

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from qnb.errors import ConfigurationError, Unsupported
+from qnb.errors import ConfigurationError
 from qnb.message import Options
 
 
@@ -34,7 +34,8 @@ class TaskOptions:
     retries: how often a failed call is tried again; backoff: the first pause, doubled each time, with jitter.
     timeout: the call's lane is killed then; soft_timeout: SoftTimeout is raised inside the call then.
     priority: 0 … 9, 9 first. delay: not before so many seconds from now. expires: not later than that.
-    queue: where to, when not the session's queue. max_deliveries: how many lanes a call may take down with it.
+    queue: where to, when not the session's queue. key: a second submit with the same key, by any session, gets the
+    first one's outcome. max_deliveries: how many lanes a call may take down with it.
     """
 
     retries: int = 0
@@ -62,8 +63,9 @@ class TaskOptions:
             raise ConfigurationError(f"priority={self.priority!r}: give 0 … 9; 9 goes first")
         if self.retries < 0 or self.backoff < 0 or self.delay < 0:
             raise ConfigurationError("retries, backoff and delay cannot be negative")
-        if self.key is not None:
-            raise Unsupported("key=: idempotency keys are not there yet in this version")
+        key: Any = self.key
+        if key is not None and not (isinstance(key, str) and key):
+            raise ConfigurationError(f"key={key!r}: give a text that names the call")
         if self.max_deliveries < 1:
             raise ConfigurationError("max_deliveries is at least 1")
 

@@ -7,7 +7,9 @@ import concurrent.futures
 import itertools
 import logging
 import os
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +23,7 @@ from qnb.codec.outcomes import gaps
 from qnb.codec.pickling import dumps, ship_module
 from qnb.codec.signing import Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
-from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, split_task_id
+from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, Function, split_task_id
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
 from qnb.session.future import Future
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from qnb.monitor.events import Events
 
 log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 1.0  # in which a second Ctrl-C cancels
 
 _current: weakref.ref[Session] | None = None
 
@@ -176,6 +180,10 @@ class Session(concurrent.futures.Executor):
         """`submit` with options."""
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown: this session is closed")
+        if options.key is not None:
+            from qnb.session import keyed
+
+            return keyed.submit(self, function, options, args, kwargs)
         stream = self.outbox.stream(self._shipper.ship(function), options)
         if stream.origin is None:
             stream.origin = function
@@ -234,17 +242,27 @@ class Session(concurrent.futures.Executor):
         if chunksize is not None and chunksize < 1:
             raise ConfigurationError(f"chunksize={chunksize!r}: give 1 or more calls a message")
         options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
+        if options.key is not None:
+            raise ConfigurationError("key= names one call: give it to submit, as in f.options(key=…).submit(…)")
         function = fn.function if isinstance(fn, Task) else fn
-        shipped = self._shipper.ship(function)
+        shipped = self.ship_function(function)
         labels = names or parameter_names(function, len(columns))
         batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
         batch.names = names
         batch.timeout = timeout
-        if count:
-            self.collector.expect(batch, count)
+        self.launch(batch, kind, function, chunksize)
+        return batch
+
+    def ship_function(self, function: Callable[..., Any]) -> Function:
+        """The current version of a function, as it travels."""
+        return self._shipper.ship(function)
+
+    def launch(self, batch: Batch, kind: str, function: Any, chunksize: int | None = None) -> None:
+        """Send a batch, and write it down."""
+        if len(batch):
+            self.collector.expect(batch, len(batch))
             self.recorder.began(batch, kind, function)
             self.outbox.send_batch(batch, chunksize)
-        return batch
 
     def repeat(self, batch: Batch, indices: list[int]) -> Batch:
         """A new batch of some calls of another."""
@@ -261,10 +279,7 @@ class Session(concurrent.futures.Executor):
             batch.options,
         )
         again.names = batch.names
-        if indices:
-            self.collector.expect(again, len(indices))
-            self.recorder.began(again, "retry", None)
-            self.outbox.send_batch(again, None)
+        self.launch(again, "retry", None)
         return again
 
     def ship(self, module: Any) -> None:
@@ -293,6 +308,19 @@ class Session(concurrent.futures.Executor):
         if self.closed and not done():
             raise QnbError("this session is closed: what was not over then goes on without it")
         return self.collector.wait(done, condition, timeout, self.outbox.flush_and_receive)
+
+    def interrupted(self, cancel: Callable[[], object], what: str) -> None:
+        """Ctrl-C while somebody waited: say what becomes of it. A second one within a second cancels it anyway."""
+        if self.on_interrupt == "cancel":
+            cancel()
+            print(f"{what} is cancelled; what runs goes on to its end", file=sys.stderr)
+            return
+        print(f"{what} goes on; interrupt once more within a second to cancel it", file=sys.stderr, flush=True)
+        try:
+            time.sleep(AGAIN_SECONDS)
+        except KeyboardInterrupt:
+            cancel()
+            print(f"{what} is cancelled; what runs goes on to its end", file=sys.stderr)
 
     def learn(self, function: bytes, seconds: float, calls: int) -> None:
         """So many calls of a function took so long."""

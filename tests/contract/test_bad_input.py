@@ -561,6 +561,51 @@ def test_interrupt(kind: str, services: Services, tmp_path: Path) -> None:
     assert "the value 1 [0, 1, 2]" in out
 
 
+TWICE = """
+import sys, time, qnb
+from pathlib import Path
+folder = sys.argv[2]
+def wait_at_gate(i):
+    import os, time
+    open(folder + "/started", "w").close()
+    while not os.path.exists(folder + "/opened"):
+        time.sleep(0.005)
+    return i
+with qnb.Session(sys.argv[1], workers=1) as session:
+    batch = session.map(wait_at_gate, range(5), chunksize=1)
+    print("waiting", flush=True)
+    try:
+        batch.results()
+    except KeyboardInterrupt:
+        Path(folder, "opened").touch()
+        batch.wait(20)
+        print(dict(batch.counts), flush=True)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_twice(kind: str, services: Services, tmp_path: Path, times: int) -> None:
+    """Once says that the run goes on; once more within a second cancels it."""
+    path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWICE, new_place(kind, services), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "waiting\n"
+    until(lambda: (tmp_path / "started").exists())
+    os.kill(process.pid, signal.SIGINT)
+    assert "goes on; interrupt once more within a second to cancel it" in process.stderr.readline()
+    if times == 2:
+        os.kill(process.pid, signal.SIGINT)
+        assert "is cancelled" in process.stderr.readline()
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == 0, err
+    assert ("'cancelled': 4" in out or "'cancelled': 3" in out) == (times == 2), out
+
+
 # Kernels and workers in any order -------------------------------------------------------------------------------
 
 SECOND = """

@@ -156,3 +156,47 @@ def test_a_run_of_another_key_is_listed_and_not_opened(tmp_path: Path) -> None:
             assert two.runs().loc[batch.run]["version"] == "another key"
             with pytest.raises(qnb.QnbError, match="the same key"):
                 two.attach(batch.run)
+
+
+def test_a_key_runs_once(session: qnb.Session, sister: qnb.Session, tmp_path: Path) -> None:
+    """Whoever submits with the same key gets the first one's outcome, whatever is submitted."""
+    log = str(tmp_path / "ran")
+
+    def work(value: int) -> int:
+        with open(log, "a") as file:
+            file.write(f"{value}\n")
+        return value
+
+    once = session.task(work).options(key=f"report of {tmp_path}")
+    first = once.submit(1)
+    others = [once.submit(2), sister.task(work).options(key=f"report of {tmp_path}").submit(value=3)]
+    assert [future.result(SECONDS) for future in (first, *others)] == [1, 1, 1]
+    assert Path(log).read_text() == "1\n"
+    assert {future.id for future in (first, *others)} == {first.id}
+    assert once.options(key=f"another of {tmp_path}").submit(4).result(SECONDS) == 4
+
+
+def test_a_key_keeps_a_failure_too(session: qnb.Session, tmp_path: Path) -> None:
+    failing = session.task(halve).options(key=f"failure of {tmp_path}")
+    for future in (failing.submit(1, 1), failing.submit(2, 1)):
+        with pytest.raises(ValueError, match="as asked"):
+            future.result(SECONDS)
+
+
+def test_a_key_whose_first_submit_never_came(session: qnb.Session, tmp_path: Path) -> None:
+    """A kernel that died between taking the key and submitting: the next one submits."""
+    from qnb.session import keyed
+
+    run, first = keyed._claim(session, str(tmp_path), session.new_run())
+    assert first
+    future = session.task(abs).options(key=str(tmp_path)).submit(-5)
+    assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
+
+
+def test_wrong_keys(session: qnb.Session) -> None:
+    with pytest.raises(qnb.ConfigurationError, match="names one call"):
+        session.map(session.task(abs).options(key="one"), range(3))
+    with pytest.raises(qnb.ConfigurationError, match="give a text"):
+        session.task(abs).options(key="")
+    with qnb.Session("memory://keys", "rpc:", workers=0) as other, pytest.raises(qnb.Unsupported, match="keeps"):
+        other.task(abs).options(key="x").submit(1)
