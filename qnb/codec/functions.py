@@ -72,9 +72,12 @@ def unpack(name: str, code: bytes) -> Callable[..., Any]:
             f"this worker runs {here[0]}.{here[1]}: start the worker with the notebook's Python version"
         )
     try:
-        function, sources = loads(code[2:])
+        opened = loads(code[2:])
     except CannotUnpickle as error:
         raise CannotUnpickle(f"the function {name} {error}") from error.__cause__
+    function, sources = opened if isinstance(opened, tuple) and len(opened) == 2 else (None, None)
+    if not callable(function) or not isinstance(sources, dict):
+        raise CannotUnpickle(f"the function {name} has come as something that cannot be called")
     for filename, text in sources.items():
         # Without a modification time, linecache takes the entry as it is and never looks for a file.
         linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)

@@ -245,7 +245,23 @@ class Collector:
     def fetch(self, run: str, spans: Iterable[tuple[int, int]] | None = None) -> None:
         """Take in what the backend has of a run, or of some of its calls."""
         for record in self.backend.fetch_many(run, None if spans is None else list(spans)):
-            self._absorb(self.signer.unpack(OUTCOMES, record.data, Outcomes))
+            try:
+                outcomes = self.signer.unpack(OUTCOMES, record.data, Outcomes)
+            except MessageError as error:
+                self._refuse(record, error)
+            else:
+                self._absorb(outcomes)
+
+    def _refuse(self, record: Stored, error: MessageError) -> None:
+        """The first outcome stored for a call stays, and this one is not opened: its calls fail with the reason."""
+        log.warning("a stored outcome of run %s is refused: %s", record.run, error)
+        sink = self.sinks.get(record.run)
+        if sink is None:
+            return
+        for first, count in sink.missing():
+            low, high = max(first, record.first), min(first + count, record.first + record.count)
+            if low < high:
+                self.settled(sink, sink.fail(low, high - low, error))
 
     def sweep(self) -> None:
         """Ask the backend for every call that is pending."""

@@ -279,7 +279,10 @@ def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]
 def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
     counts = dict.fromkeys(_COUNTED, 0)
     for stored in records:
-        states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
+        try:
+            states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
+        except MessageError:  # of someone with another key, or altered: whoever attaches is told
+            continue
         for code in set(states) or {DONE}:
             counts[STATES[code]] += states.count(code) if states else stored.count
     return counts
