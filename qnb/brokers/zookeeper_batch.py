@@ -18,6 +18,10 @@ _FAILURES = 2  # of single items, after which a transaction is taken apart
 _WINDOW = 16  # transactions on their way at once
 
 
+def exists(path: str) -> Start:
+    return lambda client: client.exists_async(path)
+
+
 def children(path: str, watch: Callable[..., None] | None = None) -> Start:
     return lambda client: client.get_children_async(path, watch)
 

@@ -20,7 +20,7 @@ from kazoo.exceptions import NodeExistsError, NoNodeError
 
 from qnb.brokers.base import PRESENCE_SECONDS, Presence
 from qnb.brokers.memory_bus import Gate
-from qnb.brokers.zookeeper_batch import children, data_of, delete, failure, put
+from qnb.brokers.zookeeper_batch import children, data_of, delete, exists, failure, put
 from qnb.brokers.zookeeper_link import Link, Lost
 from qnb.brokers.zookeeper_names import name_of, node_name
 from qnb.brokers.zookeeper_presence import Attendance, opened_card
@@ -154,7 +154,7 @@ class ZookeeperBus:
         if isinstance(found, Exception) or not found:
             return
         paths = [f"{self.root}/mail/{node}" for node in found]
-        alive = self.link.call_many([lambda client, path=path: client.exists_async(f"{path}/alive") for path in paths])
+        alive = self.link.call_many([exists(f"{path}/alive") for path in paths])
         left = [path for path, stat in zip(paths, alive, strict=True) if stat is None]
         if not left:
             return
@@ -244,6 +244,10 @@ class ZookeeperInbox:
         self._at = end
         return notes
 
+    def _ended(self) -> bool:
+        """Whether another thread has closed it meanwhile."""
+        return self.closed
+
     def _fill(self, deadline: float) -> None:
         """Until there are notes, or no time."""
         if self._at >= 1000:
@@ -256,7 +260,7 @@ class ZookeeperInbox:
                     self._look()
                 except Lost:
                     self._events += 1
-                    if self.closed:
+                    if self._ended():
                         return
                     self._link.check()
                     self._gate.wait(min(0.2, max(0.0, deadline - now)))

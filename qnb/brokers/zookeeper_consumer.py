@@ -313,11 +313,15 @@ class ZookeeperConsumer:
                 self._give_back([held.claim for held in lapsed])
             except BrokerError:  # the server is away: it ends the session, or hears of it later
                 with self._lock:
-                    if self.closed:
+                    if self._ended():
                         return
                     for held in lapsed:
                         held.until = time.monotonic() + _RETRY_SECONDS
                         self._held.setdefault(held.claim.path, held)
+
+    def _ended(self) -> bool:
+        """Whether another thread has closed it meanwhile."""
+        return self.closed
 
     def _give_back(self, claims: Sequence[Claim]) -> None:
         for queue in dict.fromkeys(claim.view.queue for claim in claims):

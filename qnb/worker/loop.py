@@ -79,7 +79,7 @@ class Worker:
         self._actions: deque[act.Action] = deque()
         self._next_lane = 0
         self._closing = self.cold = self._dozing = False
-        self._last_work = time.monotonic()
+        self._last_work = self._looked = time.monotonic()
         for queue in options.queues:
             broker.declare(QueueSpec(queue))
         self.bus = broker.bus()
@@ -399,11 +399,15 @@ class Worker:
     def _linger(self, now: float) -> None:
         if self.options.linger is None or self._closing:
             return
-        if not self.logic.idle or self.bus.peers(SESSION_PREFIX):
+        if not self.logic.idle:
             self._last_work = now
-        elif now - self._last_work > self.options.linger:
-            log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
-            self.stop()
+        elif now - max(self._last_work, self._looked) >= self.options.linger / 4:
+            self._looked = now  # not each second: looking for sessions costs, on some brokers money
+            if self.bus.peers(SESSION_PREFIX):
+                self._last_work = now
+            elif now - self._last_work >= self.options.linger:
+                log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
+                self.stop()
 
     def _command(self, note: Note) -> None:
         try:
