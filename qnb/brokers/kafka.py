@@ -25,12 +25,13 @@ from qnb.brokers.checks import check_envelopes
 from qnb.brokers.kafka_bus import KafkaBus, Talk
 from qnb.brokers.kafka_client import MESSAGE_BYTES, PATIENCE, connect, settings_of, translate, without_group
 from qnb.brokers.kafka_consumer import KafkaConsumer
-from qnb.brokers.kafka_member import Context, commit_here
+from qnb.brokers.kafka_context import Context
+from qnb.brokers.kafka_member import commit_here
 from qnb.brokers.kafka_publisher import Publisher
 from qnb.brokers.kafka_records import DEAD, REASON, Names, Record, base_of, headers_of, key_of
 from qnb.brokers.kafka_shelf import Place
 from qnb.brokers.kafka_topics import PARTITIONS, TopicOptions, Topics
-from qnb.errors import BrokerError, BrokerUnavailable, PublishFailed, QnbError
+from qnb.errors import BrokerError, BrokerUnavailable, PublishFailed, QnbError, Unsupported
 from qnb.features import Features, Limits, Support
 from qnb.message import Envelope, Note
 from qnb.settings import Address, parse_url
@@ -61,7 +62,7 @@ class KafkaBroker:
         purge=Support.BUILT,
         queue_depth=Support.BUILT,
         survives_restart=Support.NATIVE,
-        limits=Limits(message_bytes=MESSAGE_BYTES, priority_levels=10),
+        limits=Limits(message_bytes=MESSAGE_BYTES, priority_levels=10, ordering="none", lease_min_seconds=1.5),
     )
 
     def __init__(self, url: str) -> None:
@@ -71,6 +72,8 @@ class KafkaBroker:
         largest = min(MESSAGE_BYTES, int(address.number("max_message", MESSAGE_BYTES)))
         self.features = replace(self.features, limits=replace(self.features.limits, message_bytes=largest))
         self._lease = address.number("lease", 0.0) or None
+        if address.options.get("share", "false").lower() not in ("false", "0", "no"):
+            raise Unsupported(f"{self.url}: share groups (KIP-932) are not built yet: leave share out of the URL")
         self._settings = settings_of(address)
         self._admin, metadata = connect(self._settings, self.url)
         self._topics = Topics(self._admin, names, _topic_options(address), self.url)

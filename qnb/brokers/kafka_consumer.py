@@ -11,12 +11,15 @@ from confluent_kafka import KafkaError
 
 from qnb.brokers.base import Delivery
 from qnb.brokers.kafka_client import translate
+from qnb.brokers.kafka_context import Context
 from qnb.brokers.kafka_keeper import Keeper
-from qnb.brokers.kafka_member import Context, Member
+from qnb.brokers.kafka_member import Member
 from qnb.brokers.kafka_records import REASON, Entry, Record, copy_of, key_of
 from qnb.brokers.kafka_shelf import DONE, GONE, HELD, Shelf
 from qnb.brokers.memory_bus import Gate
 from qnb.errors import BrokerError
+
+_SAFE_SECONDS = 0.1
 
 
 class KafkaConsumer:
@@ -76,6 +79,7 @@ class KafkaConsumer:
                 if taken:
                     self._member.commit_soon()
                     self._keeper.ring()
+                    self._member.wait_until_safe(_SAFE_SECONDS)
                     return taken
                 if wait <= 0:
                     return []
@@ -113,7 +117,9 @@ class KafkaConsumer:
         room = min(limit, self._prefetch - self._shelf.held)
         if room <= 0 or self.closed or self._shelf.opens_at(now) is not None:
             return []
-        return self._shelf.take(room, now, self.lease, self._queues)
+        taken = self._shelf.take(room, now, self.lease, self._queues)
+        self._member.handed_out += bool(taken)
+        return taken
 
     def _reserve(self) -> None:
         """For a receive that waits, in the polling thread: the claim is on its way before anyone has the message."""

@@ -7,18 +7,16 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from qnb.brokers.kafka_bus import KafkaBus
 from qnb.brokers.kafka_client import GONE, code_of, log, translate
+from qnb.brokers.kafka_context import Context
 from qnb.brokers.kafka_ledger import Ledger
-from qnb.brokers.kafka_publisher import Publisher
 from qnb.brokers.kafka_records import Entry, entry_of
 from qnb.brokers.kafka_shelf import Place, Shelf
-from qnb.brokers.kafka_topics import Topics
+from qnb.brokers.memory_bus import Gate
 
 # confluent-kafka lets no other thread near a consumer that polls, so all is done between two polls: short ones while
 # something happens, longer ones the longer nothing does. A message ends a poll at once.
@@ -30,23 +28,6 @@ _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
 _ASSIGN_SECONDS = 60.0
 _PASSING = {KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID}
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What consumers of one broker object share."""
-
-    settings: dict[str, Any]
-    topics: Topics
-    publisher: Publisher
-    bus: KafkaBus
-    url: str
-    bounds: Callable[[], tuple[float, float]]
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """The same for all broker objects of one place."""
-        return self.settings["bootstrap.servers"], self.topics.names.base
 
 
 _members: weakref.WeakSet[Member] = weakref.WeakSet()
@@ -79,6 +60,10 @@ class Member:
         self._shelf, self._lease = shelf, lease
         self._changed, self._moved = changed, moved
         self.arrived: Callable[[], None] = lambda: None  # called in the polling thread, before the claims are committed
+        self.handed_out = 0  # how often something was; and for how many of those times that is sent, and confirmed
+        self._sent = self._safe = 0
+        self._sending: deque[int] = deque()
+        self._confirmed = Gate()
         self._in_flight = 0.0
         self._jobs: deque[Callable[[], None]] = deque()
         self._pause = 0.0
@@ -320,16 +305,25 @@ class Member:
 
     def _commit(self, consumer: Consumer) -> None:
         now = time.monotonic()
-        if not self._shelf.dirty or now < self._in_flight:
+        if not self._shelf.dirty or (now < self._in_flight and self.handed_out == self._sent):
             return
+        self._sent = self.handed_out
         offsets = self._snapshot()
         if not offsets:
             return
         self._in_flight = now + _COMMIT_AGAIN_SECONDS
         try:
             consumer.commit(offsets=offsets, asynchronous=True)
+            self._sending.append(self._sent)
         except (KafkaException, RuntimeError) as error:
             self._not_committed(error, offsets)
+
+    def wait_until_safe(self, seconds: float) -> None:
+        """Until the server knows what was handed out: then a crash is counted, whenever it comes. Not for long: a
+        server that is slow to answer must not keep the work waiting."""
+        wanted, deadline = self.handed_out, time.monotonic() + seconds
+        while self._safe < wanted and (left := deadline - time.monotonic()) > 0:
+            self._confirmed.wait(left)
 
     def _not_committed(self, error: object, offsets: Sequence[TopicPartition]) -> None:
         log.info("%s: commit: %s", self.context.url, error)
@@ -337,8 +331,13 @@ class Member:
         self._restore(offsets)
 
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        self._in_flight = 0.0
+        number = self._sending.popleft() if self._sending else 0
+        if not self._sending:
+            self._in_flight = 0.0
         failed = [each for each in offsets if each.error is not None] if error is None else offsets
+        if not failed:
+            self._safe = max(self._safe, number)
+            self._confirmed.open()
         if failed:
             self._not_committed(error or failed[0].error, failed)
 
