@@ -101,7 +101,7 @@ class Outgoing:
                 self._streams.pop(peer, None)
 
     def _parts(self, to: str, group: Sequence[tuple[str, bytes]]) -> list[bytes]:
-        stream, number = self._streams.pop(to, None) or (os.urandom(8), 0)
+        stream, number = self._streams.pop(to) if to in self._streams else (os.urandom(8), 0)
         parts = []
         for bundle in self._bundles(group):
             starts = range(0, len(bundle), self._room)

@@ -235,7 +235,7 @@ class SqsConsumer:
         mine = []
         with self._lock:
             for delivery in deliveries:
-                message = delivery.token
+                message: Held = delivery.token
                 if self._held.get(id(message)) is message and message.end > now:
                     mine.append(message)
                     if not keep:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from qnb.brokers.base import DEFAULT_LEASE, QueueSpec
 from qnb.brokers.sqs_client import Client, DeletedRecently, QueueExists, QueueGone, Refused
@@ -181,7 +182,7 @@ class Queues:
             **options.attributes,
             **attributes,
         }
-        more = {"tags": options.tags} if options.tags else {}
+        more: dict[str, Any] = {"tags": options.tags} if options.tags else {}
         end = time.monotonic() + patience
         told = False
         while True:
@@ -221,7 +222,7 @@ class Queues:
 
     def listed(self, prefix: str) -> Iterator[tuple[str, str]]:
         """(name on the server, URL) of all that begin so."""
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             answer = self._client.call("list_queues", QueueNamePrefix=prefix, MaxResults=1000, **more)
             for url in answer.get("QueueUrls", ()):

@@ -64,9 +64,9 @@ class Sources:
             self._drop(source)
         now = time.monotonic()
         for name in list(self.names):
-            source = self._found.get((name, 0)) or self._open(name, now)
-            if source is not None and self._levels_at.get(name, 0.0) <= now:
-                idle = source.empty > 0
+            base = self._found.get((name, 0)) or self._open(name, now)
+            if base is not None and self._levels_at.get(name, 0.0) <= now:
+                idle = base.empty > 0
                 self._levels_at[name] = now + (IDLE_LEVELS_SECONDS if idle else LEVELS_SECONDS)
                 for place in self._queues.levels(name):
                     self._add(place)
