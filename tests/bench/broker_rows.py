@@ -48,8 +48,8 @@ def measure(bench: Bench, plan: Plan) -> list[Line]:
         submits = bench.have_done(clients, plan.systems, "submits", count=_sizes(bench, counts))
         counts = {ours: plan.latency, raw: plan.latency, celery: plan.celery_latency}
         latency = bench.have_done(clients, plan.systems, "latency", count=_sizes(bench, counts))
-        counts = {ours: plan.map, celery: plan.celery_map}
-        mapped = bench.have_done(clients, (ours, celery), "mapped", count=_sizes(bench, counts, 2000))
+        counts = {ours: plan.map, raw: plan.raw, celery: plan.celery_map}
+        mapped = bench.have_done(clients, plan.systems, "mapped", count=_sizes(bench, counts, 2000))
     targets = {raw: {"least": RAW_LEAST}, celery: {"least": plan.least} if plan.least else {}}
     lines = compare(row, f"{bench.size(10_000):,} single submits and gathers", submits, "/s", targets)
     lines += compare(row, "a submit to its result, p50", latency, "ms", {})

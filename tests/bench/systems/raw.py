@@ -60,6 +60,9 @@ class RawLoop(System):
     def gather(self, handles: Sequence[Any]) -> list[Any]:
         return sorted(self.collect(len(handles)))
 
+    def map(self, count: int) -> list[Any]:
+        return self.gather(self.submit_many(count))
+
     def call(self, number: int) -> int:
         self.publish([number])
         return self.collect(1)[0]
