@@ -18,6 +18,7 @@ from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, Configurati
 from qnb.message import Envelope, Stored
 from qnb.settings import parse_url
 from tests.servers.base import free_port
+from tests.servers.redis import RedisServer
 from tests.servers.redis_cluster import RedisCluster, until
 from tests.services import Services, with_options
 from tests.unit.redis.traffic import Traffic
@@ -74,11 +75,24 @@ def test_failover(services: Services) -> None:
         until(lambda: "master_link_status:up" in old.tell("INFO", "replication"))
         cluster.wait()
         with traffic.still:
-            assert old.tell("CLUSTER", "FAILOVER") == "OK"  # both sides agree: nothing is lost, and clients are sent on
-            until(lambda: old.tell("ROLE")[0] == "master")
+            switch_back(old)  # both sides agree: nothing is lost, and clients are sent on
         traffic.flow()
         traffic.finish()
         assert cluster.owner(slot).port == old.port
+
+
+def switch_back(node: RedisServer) -> None:
+    """Asked again where it came to nothing: the servers give it five seconds, which a busy machine may not have."""
+    asked = 0.0
+
+    def is_master() -> bool:
+        nonlocal asked
+        if time.monotonic() - asked > 6:
+            node.tell("CLUSTER", "FAILOVER")
+            asked = time.monotonic()
+        return bool(node.tell("ROLE")[0] == "master")
+
+    until(is_master)
 
 
 def test_a_slot_moves_under_way(cluster: RedisCluster, services: Services) -> None:
