@@ -27,7 +27,8 @@ def durable(case: Case, services: Services) -> Iterator[tuple[Place, Restart]]:
 
 def test_everything_confirmed_is_there_again(durable: tuple[Place, Restart]) -> None:
     place, restart = durable
-    broker, backend = place.broker(lease=1.0), place.backend()
+    lease = max(1.0, place.lease)
+    broker, backend = place.broker(lease=lease), place.backend()
     broker.publish_many([*numbered(3), Envelope("q", b"later", delay=0.5), Envelope("q", b"urgent", priority=9)])
     consumer = place.consumer(broker)
     got = take(consumer, 2, limit=2)
@@ -35,7 +36,7 @@ def test_everything_confirmed_is_there_again(durable: tuple[Place, Restart]) -> 
     backend.store_many([Stored("run", 0, 2, b"x")])
     time.sleep(place.case.writes)
     restart()
-    again = place.consumer(place.broker(lease=1.0))
+    again = place.consumer(place.broker(lease=lease))
     held = {delivery.body: delivery.deliveries for delivery in take(again, 4, within=10)}
     assert held == {b"0": 2, b"1": 1, b"2": 1, b"later": 1}
     assert [letter.body for letter in broker.dead_letters("q")] == [b"urgent"]
