@@ -60,6 +60,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     key: bytes
     worker: str
 
+    def __repr__(self) -> str:  # a repr may be printed or logged, and the key is a secret
+        return f"<Welcome to worker {self.worker}>"
+
 
 _encode = msgspec.msgpack.Encoder().encode
 
