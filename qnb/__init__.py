@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from qnb.session.session import Session as Session
     from qnb.session.session import current_session as current_session
     from qnb.session.task import Task as Task
+    from qnb.worker.inside import Current as Current
+    from qnb.worker.inside import current as current
+    from qnb.worker.inside import progress as progress
+    from qnb.worker.inside import track as track
 
 # Name → module. Nothing is imported before it is asked for: `import qnb` takes a few milliseconds.
 _PUBLIC = {
@@ -76,6 +80,7 @@ _PUBLIC = {
     "Future": "qnb.session.future",
     "Task": "qnb.session.task",
     "brokers": "qnb.monitor.brokers",
+    **dict.fromkeys(("Current", "current", "progress", "track"), "qnb.worker.inside"),
     **dict.fromkeys(
         (
             "AccessDenied", "BackendUnavailable", "BrokerUnavailable", "CannotPickle", "CannotUnpickle",

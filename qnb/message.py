@@ -94,7 +94,11 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """What has happened to calls that are not over: `state` is RUNNING or RETRYING."""
+    """What has happened to calls that are not over: `state` is RUNNING or RETRYING.
+
+    One that is about a single call may have a piece of what it prints, which stands at `offset` of all of it, and
+    its progress in `steps`: done, total, note.
+    """
 
     run: str
     indices: list[int]
@@ -102,6 +106,9 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     worker: str
     at: float
     attempt: int = 1
+    output: str = ""
+    offset: int = 0
+    steps: tuple[int | float, int | float | None, str] | None = None
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

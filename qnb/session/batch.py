@@ -324,6 +324,8 @@ class Batch:
                         self.data.started[index] = progress.at
                         self.data.workers[index] = self.data.worker_number(progress.worker)
                     self.data.attempts[index] = min(progress.attempt, 255)
+            if progress.output or progress.steps:
+                self.data.hear(progress)
         self._changed([], progress.indices)
 
     def cancelled(self, first: int, count: int) -> int:
@@ -385,6 +387,8 @@ class Batch:
     def _update(self, future: Future, index: int) -> None:
         """Bring one future up to what the columns say."""
         state = self.data.states[index]
+        if self.data.heard or self.data.outputs or self.data.steps:
+            future._said(self.data.outputs.get(index, ""), self.data.heard.get(index), self.data.steps.get(index))
         if state == DONE:
             future._end_done(self.data.values[index])
         elif state == CANCELLED:

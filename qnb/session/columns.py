@@ -7,9 +7,10 @@ from typing import Any
 
 from qnb.codec.failures import unpack_failure
 from qnb.codec.outcomes import read_times
+from qnb.codec.output import Heard
 from qnb.codec.payloads import decode_values
 from qnb.codec.pickling import loads
-from qnb.message import DONE, FAILED, PENDING, Failure, Outcomes
+from qnb.message import DONE, FAILED, PENDING, Failure, Outcomes, Progress
 
 
 class Columns:
@@ -28,6 +29,8 @@ class Columns:
         self.failures: dict[int, Failure] = {}
         self.errors: dict[int, BaseException] = {}
         self.outputs: dict[int, str] = {}
+        self.heard: dict[int, Heard] = {}  # output of calls that run
+        self.steps: dict[int, tuple[float, float | None, str]] = {}  # their progress, and the last of those that ran
         self._worker_numbers = {"": 0}
 
     def worker_number(self, name: str) -> int:
@@ -72,9 +75,36 @@ class Columns:
             for position, output in outcomes.outputs.items():
                 if a <= position < b:
                     self.outputs[first + position] = output
+            if self.heard:
+                self._still(low, high, states, low - first)
             # States last: whoever sees a call as ended finds everything else in place.
             self.states[low:high] = states[a:b]
         return new
+
+    def hear(self, progress: Progress) -> None:
+        """What a call says that runs."""
+        index = progress.indices[0]
+        if not 0 <= index < self.count or self.states[index] >= DONE:
+            return
+        if progress.steps is not None:
+            self.steps[index] = progress.steps
+        if progress.output:
+            heard = self.heard.get(index)
+            if heard is None or heard.attempt != progress.attempt:
+                heard = self.heard[index] = Heard(progress.attempt)
+            heard.add(progress.offset, progress.output)
+
+    def _still(self, low: int, high: int, states: bytearray, start: int) -> None:
+        """These calls have ended. Of one whose lane was killed, what was heard is all there will be."""
+        for index in [i for i in self.heard if low <= i < high]:
+            heard = self.heard.pop(index)
+            if states[start + index - low] != DONE:
+                self.outputs.setdefault(index, heard.text())
+
+    def output(self, index: int) -> str:
+        """What a call has printed, as far as it is known here."""
+        heard = self.heard.get(index)
+        return self.outputs.get(index, "") if heard is None else heard.text()
 
     def _new(self, first: int, stop: int) -> list[tuple[int, int]]:
         """Spans in first … stop - 1 of calls that have not ended."""

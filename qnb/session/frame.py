@@ -71,8 +71,10 @@ def make_frame(batch: Batch, expand: bool = False) -> pd.DataFrame:
     columns["wait_s"] = started - queued
     columns["runtime_s"] = finished - started
     outputs: Any = np.full(count, "", dtype=object)
-    for index, text in data.outputs.items():
+    for index, text in list(data.outputs.items()):
         outputs[index] = text
+    for index in list(data.heard):
+        outputs[index] = data.output(index)
     columns["output"] = outputs
     prefix = batch.run + ":"
     columns["task_id"] = [prefix + str(index) for index in range(count)]
@@ -148,7 +150,7 @@ def display_rows(batch: Batch, indices: Sequence[int]) -> list[dict[str, Any]]:
             "finished_at": finished,
             "wait_s": started - queued if started and queued else None,
             "runtime_s": finished - started if finished and started else None,
-            "output": data.outputs.get(index, ""),
+            "output": data.output(index),
             "task_id": f"{batch.run}:{index}",
         }
         rows.append(row)

@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb import message
-from qnb.message import STATES, task_id
+from qnb.codec.output import Heard
+from qnb.message import STATES, Progress, task_id
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -39,6 +40,9 @@ class Future(concurrent.futures.Future[Any]):
         self._code = message.QUEUED
         self._cause: BaseException | None = None
         self._remote_traceback = ""
+        self._output = ""
+        self._heard: Heard | None = None  # its output while it runs
+        self._steps: tuple[float, float | None, str] | None = None
 
     def __repr__(self) -> str:
         return f"<Future {self.id} {self.state}>"
@@ -63,6 +67,21 @@ class Future(concurrent.futures.Future[Any]):
     def traceback(self) -> str:
         """The remote traceback as text; empty unless the call failed."""
         return self._remote_traceback
+
+    @property
+    def output(self) -> str:
+        """What the call printed, on stdout and stderr; while it runs, what has come so far.
+
+        Of more than 64 Ki characters the beginning and the end.
+        """
+        if self._output or self._heard is None or self._code == message.DONE:
+            return self._output
+        return self._heard.text()
+
+    @property
+    def progress(self) -> tuple[float, float | None, str] | None:
+        """(done, total, note) as the call told it last by `qnb.progress`, `qnb.track` or tqdm; None when it did not."""
+        return self._steps
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait at most `timeout` seconds and return the call's value, or raise its exception.
@@ -114,6 +133,17 @@ class Future(concurrent.futures.Future[Any]):
         return self.cancelled()
 
     # What the collector does with it -------------------------------------------------------------------------
+
+    def _said(self, output: str, heard: Heard | None, steps: tuple[float, float | None, str] | None) -> None:
+        self._output, self._heard, self._steps = output, heard, steps
+
+    def _hear(self, progress: Progress) -> None:
+        if progress.steps is not None:
+            self._steps = progress.steps
+        if progress.output:
+            if self._heard is None or self._heard.attempt != progress.attempt:
+                self._heard = Heard(progress.attempt)
+            self._heard.add(progress.offset, progress.output)
 
     def _start(self, code: int) -> None:
         self._code = code

@@ -95,6 +95,9 @@ class Stream:
     def absorb(self, outcomes: Outcomes) -> int:
         """Fill the futures of these calls; how many were new."""
         values, broken = decode_values(outcomes.values, loads)
+        for position, text in outcomes.outputs.items():
+            if (speaker := self.pending.get(outcomes.first + position)) is not None:
+                speaker._said(text, None, speaker.progress)
         get, pop, new = self.pending.get, self.pending.pop, 0
         if not outcomes.states and not broken:
             for index, value in enumerate(values, outcomes.first):
@@ -126,6 +129,8 @@ class Stream:
         for index in progress.indices:
             future = self.pending.get(index)
             if future is not None and not future.done():
+                if progress.output or progress.steps:
+                    future._hear(progress)
                 future._start(progress.state)
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from time import time
 from typing import Any
 
@@ -16,6 +17,8 @@ from qnb.errors import CannotUnpickle, SoftTimeout, TaskTimeout
 from qnb.worker.lane import _die_with_worker
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Record, Runner
+from qnb.worker.tape import VOICE, Tape, Voice, share_console
+from qnb.worker.teller import Teller, last_steps
 
 
 def main(channel: int, page: int, life: int) -> None:
@@ -28,16 +31,16 @@ def main(channel: int, page: int, life: int) -> None:
 async def _serve(sock: socket.socket) -> None:
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
-    unpacker, runner, calls = Unpacker(), None, set[asyncio.Task[None]]()
+    unpacker, lane, calls = Unpacker(), None, set[asyncio.Task[None]]()
     outgoing: asyncio.Queue[Report] = asyncio.Queue()
+    share_console()
     writer = asyncio.create_task(_write(sock, outgoing))
     while data := await loop.sock_recv(sock, 1 << 20):
         for body in unpacker.feed(data):
-            if runner is None:
-                welcome = decode(body, Welcome)
-                runner = Runner(welcome.worker, Signer(welcome.key), lambda *_: None, outgoing.put_nowait)
+            if lane is None:
+                lane = _Lane(decode(body, Welcome), outgoing.put_nowait, loop)
                 continue
-            for call in _start(runner, decode(body, Work)):
+            for call in _start(lane, decode(body, Work)):
                 calls.add(call)
                 call.add_done_callback(calls.discard)
     writer.cancel()
@@ -52,31 +55,66 @@ async def _write(sock: socket.socket, outgoing: asyncio.Queue[Report]) -> None:
         await loop.sock_sendall(sock, b"".join(map(pack, reports)))
 
 
-def _start(runner: Runner, work: Work) -> list[asyncio.Task[None]]:
+class _Lane:
+    """What the calls of this process share: functions, and who tells what they say."""
+
+    def __init__(self, welcome: Welcome, send: Callable[[Report], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.worker = welcome.worker
+        self.signer = Signer(welcome.key)
+        self.send = send
+        self.voices: dict[Voice, None] = {}
+        self.teller = Teller(lambda: list(self.voices), lambda report: _send_soon(loop, send, report))
+        self.functions = self.runner(Voice(self.worker, lambda: (0, 0, 0.0), Tape()))
+
+    def runner(self, voice: Voice) -> Runner:
+        """What a Record needs of a call: all have their own voice."""
+        return Runner(self.worker, self.signer, lambda *_: None, self.send, voice, self.teller)
+
+
+def _send_soon(loop: asyncio.AbstractEventLoop, send: Callable[[Report], None], report: Report) -> None:
+    loop.call_soon_threadsafe(send, report)
+
+
+def _start(lane: _Lane, work: Work) -> list[asyncio.Task[None]]:
     """A task for every call of the work."""
     try:
-        function = runner.function(work)
+        function = lane.functions.function(work)
     except CannotUnpickle as error:
-        Record(runner, work).fail_all(error)
+        record = Record(lane.functions, work)
+        record.fail_all(error)
+        record.report(rest=None)
         return []
+    if lane.teller.dozing:
+        lane.teller.wake()
     pickled, calls = decode_calls(work.args)
     return [
-        asyncio.create_task(_call(runner, work, work.first + position, function, call, pickled))
+        asyncio.create_task(_call(lane, work, work.first + position, function, call, pickled))
         for position, call in enumerate(calls)
     ]
 
 
-async def _call(runner: Runner, work: Work, index: int, function: Any, call: Any, pickled: bool) -> None:
+async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Any, pickled: bool) -> None:
     single = Work(
-        work.serial, work.run, index, 1, work.hash, work.name, None, b"", work.queued_at, work.attempt, work.retries
-    )
-    record = Record(runner, single)
+        work.serial, work.run, index, 1, work.hash, work.name, None, b"", work.queued_at, work.attempt, work.retries,
+        work.soft_timeout, work.timeout,
+    )  # fmt: skip
+    begun = time()
+    voice = Voice(lane.worker, lambda: (work.serial, index, begun), Tape(), single)
+    VOICE.set(voice)  # in this task's own context
+    lane.voices[voice] = None
+    record = Record(lane.runner(voice), single)
     try:
         args, kwargs = loads(call) if pickled else call
         record.values.append(await _limited(function(*args, **kwargs), work))
     except BaseException as error:  # its own CancelledError too: nobody else cancels a call
         record.fail(index, error)
     record.ends.append(time())
+    del lane.voices[voice]
+    voice.work = None
+    if voice.tape.parts:
+        record.listen(index)
+    if voice.steps is not None and (report := last_steps(voice)) is not None:
+        lane.send(report)
     record.report(rest=None)
 
 

@@ -209,7 +209,7 @@ class Commands:
 
     def progressed(self, progress: Progress) -> None:
         """A call runs, or will be tried again."""
-        if self._watchers:
+        if self._watchers and not (progress.output or progress.steps):
             kind = "task-" + STATES[progress.state]
             for index in progress.indices:
                 self._events.append(Event(kind, progress.at, progress.worker, progress.run, index))

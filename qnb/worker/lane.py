@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from qnb.codec.signing import Signer, decode
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Mark, Runner
+from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
+from qnb.worker.teller import Teller
 
 MARK_BYTES = 24
 
@@ -44,15 +46,29 @@ def main(channel: int, page: int, life: int) -> None:
     sock, welcome = next(works)
     assert isinstance(welcome, Welcome)
 
+    sending = threading.Lock()
+
     def send(report: Report) -> None:
-        sock.sendall(pack(report))
+        with sending:
+            sock.sendall(pack(report))
 
-    serve(welcome, Page(page).write, send, works)
+    marks = Page(page)
+    # Descriptors 1 and 2 are the worker's file for what C code and children print.
+    voice = Voice(welcome.worker, marks.read, Tape(Spill(1)))
+    take_console(voice.tape)
+    WHOLE.append(voice)
+    serve(welcome, voice, marks.write, send, works)
 
 
-def serve(welcome: Welcome, mark: Mark, send: Callable[[Report], None], works: Iterator[tuple[object, object]]) -> None:
+def serve(
+    welcome: Welcome,
+    voice: Voice,
+    mark: Mark,
+    send: Callable[[Report], None],
+    works: Iterator[tuple[object, object]],
+) -> None:
     """Run one work after the other."""
-    runner = Runner(welcome.worker, Signer(welcome.key), mark, send)
+    runner = Runner(welcome.worker, Signer(welcome.key), mark, send, voice, Teller(lambda: [voice], send))
     for _, work in works:
         assert isinstance(work, Work)
         runner.run(work)

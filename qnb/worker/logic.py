@@ -16,7 +16,7 @@ from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
 from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
 from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
 from qnb.worker.limits import Limits
-from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
+from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Said, Work, remember
 from qnb.worker.state import Given, Held, LaneState, Piece
 
 PIECE_SECONDS = 0.02  # a lane gets about this much work at once
@@ -235,6 +235,9 @@ class WorkerLogic:
         if lane is None or given is None:
             return []
         held, piece = given.piece.held, given.piece
+        if report.said is not None:
+            given.told = report.said.index
+            return [self._pass_on(held.frame, report.said)]
         actions: list[Action] = []
         self._learn(held.frame.function.hash, report)
         for first, count, states, data in report.done:
@@ -260,6 +263,14 @@ class WorkerLogic:
         if piece.count <= 0:
             del lane.given[report.serial]
         return actions + self.deal()
+
+    def _pass_on(self, frame: Frame, said: Said) -> Tell:
+        """What a call says that runs."""
+        progress = Progress(
+            frame.run, [said.index], RUNNING, self.worker, said.started, frame.attempt,
+            said.output, said.offset, said.steps,
+        )  # fmt: skip
+        return Tell(progress, frame.reply_to)
 
     def _learn(self, function: bytes, report: Report) -> None:
         if report.ran:

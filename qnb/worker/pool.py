@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import select
@@ -21,6 +22,10 @@ from qnb.settings import lane_environment
 from qnb.worker.lane import MARK_BYTES, Page
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Runner
+from qnb.worker.tape import VOICE, Tape, Voice, last_of_spill, share_console, spill_file
+from qnb.worker.teller import Teller
+
+log = logging.getLogger(__name__)
 
 _SOCKET_BYTES = 1 << 20
 _NO_MARK = (0, 0, 0.0)
@@ -87,6 +92,8 @@ class ProcessLane:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         life, self._life = os.pipe()
+        # What C code and children print. The calls of an async lane run at once, and it could be anyone's.
+        self._spill = None if is_async else spill_file()
         with tempfile.TemporaryFile() as file:
             file.truncate(MARK_BYTES)
             fds = (theirs.fileno(), file.fileno(), life)
@@ -94,6 +101,8 @@ class ProcessLane:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from {module} import main; main{fds}"],
                 stdin=subprocess.DEVNULL,
+                stdout=self._spill,
+                stderr=self._spill,
                 pass_fds=fds,
                 env=lane_environment(),
                 start_new_session=True,  # so that kill() reaches what its calls have started, too
@@ -174,6 +183,7 @@ class ProcessLane:
     def close(self) -> None:
         self._sock.close()
         os.close(self._life)
+        self._close_spill()
         try:
             self._process.wait(0.5)
         except subprocess.TimeoutExpired:
@@ -186,12 +196,20 @@ class ProcessLane:
         code = self._process.wait()
         self._sock.close()
         os.close(self._life)
+        if self._spill is not None and code not in (0, -signal.SIGKILL) and (last := last_of_spill(self._spill)):
+            log.warning("lane %d (pid %d) wrote last:\n%s", self.number, self.pid, last)
+        self._close_spill()
         if code >= 0:
             return f"its process ended with exit code {code}"
         name = signal.Signals(-code).name
         if code == -signal.SIGKILL and _oom_kills() > self._ooms:
             return "out of memory: its process was killed by the kernel (SIGKILL)"
         return f"its process was killed by signal {-code} ({name})"
+
+    def _close_spill(self) -> None:
+        if self._spill is not None:
+            os.close(self._spill)
+            self._spill = None
 
 
 class ThreadLane:
@@ -207,13 +225,17 @@ class ThreadLane:
         self._reports: deque[Report] = deque()
         self._mark = _NO_MARK
         self._dead = False
+        self._voice = Voice(welcome.worker, self.mark, Tape())
+        self._teller = Teller(lambda: [self._voice], self._report)
         self._thread = threading.Thread(target=self._run, args=(welcome,), name=f"qnb-lane-{number}", daemon=True)
         self._thread.start()
 
     def _run(self, welcome: Welcome) -> None:
-        runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report)
+        runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report, self._voice, self._teller)
+        VOICE.set(self._voice)
         with contextlib.suppress(_LeftToItself):
             while (work := self._works.get()) is not None:
+                share_console()
                 runner.run(work)
 
     def _note(self, serial: int, index: int, started: float) -> None:
@@ -262,11 +284,13 @@ class ThreadLane:
 
     def kill(self) -> None:
         self._dead = True
+        self._teller.close()
         self._works.put(None)
         with contextlib.suppress(OSError):
             self._theirs.send(b"!")
 
     def close(self) -> None:
+        self._teller.close()
         self._works.put(None)
         self._ours.close()
         self._theirs.close()

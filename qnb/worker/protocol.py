@@ -39,11 +39,24 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
     timeout: float | None = None
 
 
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """What a call has said that still runs. `output` stands at `offset` of all that it printed.
+
+    `steps` has (done, total, note) when its progress has changed.
+    """
+
+    index: int
+    started: float
+    output: str = ""
+    offset: int = 0
+    steps: tuple[int | float, int | float | None, str] | None = None
+
+
 class Report(msgspec.Struct, frozen=True, array_like=True):
     """What became of calls of one Work: `ran` of them ended, in `seconds` in all.
 
     `done` has (first, count, states, sealed Outcomes). `again` has (index, message) of calls to be tried again.
-    `rest` is the (first, count) that the lane gives back unrun.
+    `rest` is the (first, count) that the lane gives back unrun. `said` comes in between, in a report of its own.
     """
 
     serial: int
@@ -52,6 +65,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     done: list[tuple[int, int, bytes, bytes]] = []
     again: list[tuple[int, str]] = []
     rest: tuple[int, int] | None = None
+    said: Said | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

@@ -19,19 +19,26 @@ from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
 from qnb.message import DONE, FAILED, Failure, Outcomes
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
+from qnb.worker.tape import Voice
+from qnb.worker.teller import Teller, last_steps
 
 # A work of many calls is cut short after this long, so that a wrong estimate holds up neither results nor other lanes.
 HOLD_SECONDS = 0.1
+# And when its calls have printed so many characters, of those that are kept.
+HOLD_OUTPUT = 1 << 20
 
 Mark = Callable[[int, int, float], None]  # (serial, index, Unix time): the call that starts now
 Send = Callable[[Report], None]
 
 
 class Runner:
-    """Keeps the functions it has been given, and runs works."""
+    """Keeps the functions it has been given, and runs works; what they print is in its voice's tape."""
 
-    def __init__(self, worker: str, signer: Signer, mark: Mark, send: Send) -> None:
+    def __init__(self, worker: str, signer: Signer, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
         self.worker = worker
+        self.voice = voice
+        self.teller = teller
+        self._spilling: set[bytes] = set()  # functions whose calls write past Python: looked at after each call
         self.signer = signer
         self.mark = mark
         self.send = send
@@ -52,7 +59,23 @@ class Runner:
 
     def run(self, work: Work) -> None:
         """Run the calls in order; reports at the end, or after HOLD_SECONDS with the rest given back."""
+        voice = self.voice
+        voice.work = work
+        if self.teller.dozing:
+            self.teller.wake()
         record = Record(self, work)
+        try:
+            rest = self._run(work, record)
+        finally:
+            voice.work = None
+        if voice.tape.spilled():
+            remember_one(self._spilling, work.hash)
+            record.listen(work.first + len(record.ends) - 1)
+        if voice.steps is not None and (report := last_steps(voice)) is not None:
+            self.send(report)
+        record.report(rest)
+
+    def _run(self, work: Work, record: Record) -> tuple[int, int] | None:
         pickled, calls = decode_calls(work.args)
         mark, serial, index = self.mark, work.serial, work.first
         if work.code is not None:
@@ -61,10 +84,13 @@ class Runner:
             function = self.function(work)
         except CannotUnpickle as error:
             record.fail_all(error)
-            return
+            return None
         values, ends, last = record.values, record.ends, work.first + work.count - 1
         timed = _soft_timer(work.soft_timeout) if work.soft_timeout else None
         ended = record.begun
+        parts = self.voice.tape.parts
+        if spills := work.hash in self._spilling:
+            parts.append("")
         for call in calls:
             mark(serial, index, ended)
             try:
@@ -77,10 +103,16 @@ class Runner:
                 record.fail(index, error)
             ended = time()
             ends.append(ended)
+            if parts:
+                heard = record.listen(index)
+                if spills:
+                    parts.append("")  # so that it is looked at after the next call, too
+                if heard > HOLD_OUTPUT and index < last:
+                    break
             if ended - record.begun > HOLD_SECONDS and index < last:
                 break
             index += 1
-        record.report(rest=(index + 1, last - index) if index < last else None)
+        return (index + 1, last - index) if index < last else None
 
 
 class Record:
@@ -94,6 +126,16 @@ class Record:
         self.ends: list[float] = []
         self.failures: dict[int, Failure] = {}
         self.again: list[tuple[int, str]] = []
+        self.outputs: dict[int, str] = {}
+        self._heard = 0
+
+    def listen(self, index: int) -> int:
+        """The call at `index` has ended, and has printed; how much all of them have so far, of what is kept."""
+        if text := self.runner.voice.tape.take():
+            position = index - self.work.first
+            self.outputs[position] = self.outputs.get(position, "") + text
+            self._heard += len(text)
+        return self._heard
 
     def fail(self, index: int, error: BaseException) -> None:
         """The call at `index`, next in order, raised."""
@@ -110,7 +152,6 @@ class Record:
         count = self.work.count
         self.values, self.ends = [None] * count, [now] * count
         self.failures = dict.fromkeys(range(count), failure)
-        self.report(rest=None)
 
     def report(self, rest: tuple[int, int] | None) -> None:
         """Send what there is. Calls to be tried again cut it into several Outcomes, since they have none yet."""
@@ -139,11 +180,19 @@ class Record:
         if sys.byteorder == "big":
             times.byteswap()
         first = work.first + start
+        outputs = {i - start: text for i, text in self.outputs.items() if start <= i < stop} if self.outputs else {}
         outcomes = Outcomes(
             work.run, first, stop - start, states, values, times.tobytes(),
-            self.runner.worker, work.queued_at, work.attempt, failures,
+            self.runner.worker, work.queued_at, work.attempt, failures, outputs,
         )  # fmt: skip
         return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
+
+
+def remember_one(kept: set[bytes], key: bytes) -> None:
+    """Put a function into a set that is emptied rather than grow without end."""
+    if len(kept) >= FUNCTIONS_KEPT:
+        kept.clear()
+    kept.add(key)
 
 
 def _soft_timer(seconds: float) -> Callable[..., Any] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NO_ROOM = "… the output is left out: with it the outcome is larger than a message may be …\n"
 OUTCOME_BYTES = 500 * 1024 * 1024  # a value in Redis may have 512 MiB
 
 
@@ -110,7 +111,11 @@ class Settling:
                     data = self._signer.pack(OUTCOMES, part)
                     self._add_outcome(turn, Stored(part.run, part.first, part.count, data), reply_to)
                 return
-            stored = self._too_large(stored, outcomes, most)
+            if outcomes.outputs:  # no call fails for what it has printed
+                data = self._signer.pack(OUTCOMES, replace(outcomes, outputs={0: _NO_ROOM}))
+                stored = Stored(stored.run, stored.first, 1, data)
+            if len(stored.data) > most:
+                stored = self._too_large(stored, outcomes, most)
         turn.store.append(stored)
         kind, body = "outcomes", stored.data
         if limit is not None and len(body) > limit:
