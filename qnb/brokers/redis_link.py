@@ -311,7 +311,7 @@ class Link:
         elif large or len(commands) > _FEW:
             self._write(_parts(commands))
         else:
-            data = b"".join([hiredis.pack_command(command) for command in commands])  # type: ignore[arg-type]
+            data = b"".join([_pack(command) for command in commands])
             try:
                 sent = self._socket.send(data)
             except BlockingIOError:
@@ -383,13 +383,23 @@ def _parts(commands: Sequence[Command]) -> list[bytes]:
                 else:
                     small += (data, b"\r\n")
             continue
-        piece = hiredis.pack_command(command)  # type: ignore[arg-type]
+        piece = _pack(command)
         small.append(piece)
         size += len(piece)
         if size > _JOIN_BYTES:
             parts.append(b"".join(small))
             small, size = [], 0
     return [*parts, b"".join(small)] if small else parts
+
+
+def _pack(command: Command) -> bytes:
+    """Numbers become text here: hiredis asks for their repr, and dies of a Ctrl-C that comes in this moment."""
+    for argument in command:
+        if type(argument) is int:
+            command = tuple([str(each) if type(each) is int else each for each in command])
+            break
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
 
 
 def _is_large(argument: str | bytes | int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -78,3 +80,31 @@ def test_replies(ends: tuple[Link, socket.socket]) -> None:
     far.close()
     with pytest.raises(ConnectionError, match="closed"):
         link.read_into(replies, 1, 5.0)
+
+
+INTERRUPTED = """
+import signal, sys, time
+from qnb.brokers.redis_link import _pack
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+command = ("XREADGROUP", *range(400))
+signal.signal(signal.SIGALRM, interrupt)
+happened, end = 0, time.monotonic() + 1.0
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+        while True:
+            _pack(command)
+    except KeyboardInterrupt:
+        happened += 1
+print(happened)
+"""
+
+
+def test_ctrl_c_while_numbers_are_packed() -> None:
+    """hiredis takes the repr of a number, in which an interrupt may come, and uses what is then no text."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
