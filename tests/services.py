@@ -212,6 +212,7 @@ class Case:
     ordered: bool = True
     exact_depth: bool = True
     partitioned: bool = False
+    again: bool = False  # an adapter that is tested whole elsewhere: here only what its server may do differently
     pushes: bool = False
 
 
@@ -265,8 +266,8 @@ def _server_case(label: str, kind: type[Server]) -> Case:
     )
 
 
-def _redis_case(label: str, kind: str) -> Case:
-    return Case(label, _redis(kind), restart=_restart_redis(kind), spoil=_spoil_redis)
+def _redis_case(label: str, kind: str, again: bool = False) -> Case:
+    return Case(label, _redis(kind), restart=_restart_redis(kind), spoil=_spoil_redis, again=again)
 
 
 def _restart_cluster(services: Services) -> tuple[str, Callable[[], None]]:
@@ -372,8 +373,8 @@ BROKERS: Sequence[Case] = (
     Case("shelf", _shelf, restart=lambda services: (_shelf(services), lambda: None)),
     Case("sqlite", _sqlite, restart=lambda services: (_sqlite(services), lambda: None)),
     _redis_case("redis", "redis"),
-    _redis_case("valkey", "valkey"),
-    _redis_case("rediss", "tls"),
+    _redis_case("valkey", "valkey", again=True),
+    _redis_case("rediss", "tls", again=True),
     _CLUSTER,
     Case(
         "amqp",

@@ -16,13 +16,14 @@ import psutil
 import pytest
 
 import qnb
+from qnb import registry
 from tests.faults.ledger import Log
 from tests.services import BROKERS, Case, Services, with_options
 
 KEY = "the key of the fault suite, used for nothing else"
 LEASE = 2.0
 # Brokers whose faults are worth seeing: valkey, rediss and cluster are redis again, and memory: has no other process.
-CASES = [case for case in BROKERS if case.processes and case.label not in ("valkey", "rediss", "cluster")]
+CASES = [case for case in BROKERS if case.processes and case.label in registry.BROKERS and not case.again]
 
 
 @dataclass(frozen=True)
