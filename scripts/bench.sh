@@ -5,4 +5,10 @@ cd "$(dirname "$0")/.."
 
 install .venv-bench bench
 command -v redis-server >/dev/null || apt_install redis-server || die "the benchmarks need redis-server: install it first"
+# Brokers that cannot be had are left out, and named below the table.
+missing=()
+[ -d /usr/lib/rabbitmq ] || missing+=(rabbitmq-server)
+command -v java >/dev/null || missing+=(default-jre-headless)
+[ -e /usr/share/java/zookeeper.jar ] || missing+=(zookeeper)
+[ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" || say "not here, and could not be installed: ${missing[*]}"
 exec .venv-bench/bin/python -m tests.bench "$@"

@@ -17,7 +17,10 @@ from tests.bench.client import Failed
 from tests.bench.rows import ROWS
 from tests.bench.table import Line, markdown
 
-_VERSIONS = ("qnb", "celery", "dramatiq", "huey", "redis", "hiredis")
+_VERSIONS = (
+    *("qnb", "celery", "dramatiq", "huey", "redis", "hiredis"),
+    *("pika", "boto3", "confluent-kafka", "kazoo", "google-cloud-pubsub"),
+)
 
 
 def machine(bench: Bench) -> str:
@@ -29,7 +32,7 @@ def machine(bench: Bench) -> str:
         except PackageNotFoundError:
             continue
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    servers = [line.partition(" (")[0] for line in bench.services.lines]
+    servers = [line.partition(": up in")[0].partition(" (")[0] for line in bench.services.lines if ": up in" in line]
     software = [f"{platform.python_implementation()} {platform.python_version()}", *servers, *found]
     return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, load {load}; {'; '.join(software)}"
 
