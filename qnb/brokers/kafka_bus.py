@@ -19,7 +19,7 @@ from qnb.brokers.kafka_records import Record, key_of
 from qnb.brokers.kafka_topics import BUS_PARTITIONS, Topics
 from qnb.brokers.memory_bus import Gate
 from qnb.errors import BrokerError, BrokerUnavailable
-from qnb.message import Note
+from qnb.message import UNREADABLE, Note
 
 # How many beats back peers() looks the first time: five seconds of a thousand workers.
 _BEATS_BACK = 5000
@@ -230,7 +230,7 @@ class KafkaBus:
                 said = _SAID.decode(value)
                 for listener in self._listeners:
                     listener(said)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             log.warning("%s: a message of a stranger in topic %s is left out: %s", self._url, topic, error)
 
     def close(self) -> None:

@@ -206,23 +206,23 @@ class Keeper:
                     self._shelf.claims[claim] = entry
                 else:
                     self._shelf.move(entry)
-        failed = context.publisher.send(records) if records else {}
+        held = [at for at, source in enumerate(sources) if source[3]]
+        where = dict(zip(held, context.publisher.send_where([records[at] for at in held]), strict=True)) if held else {}
+        others = [at for at in range(len(records)) if at not in where]
+        failed = context.publisher.send([records[at] for at in others]) if others else {}
+        written = {at for number, at in enumerate(others) if number not in failed}
         with self.member.lock:
             for at, (entry, place, offset, claim) in enumerate(sources):
-                self._moved(entry, place, offset, claim, at not in failed)
+                if not claim:
+                    self._shelf.finish(entry) if at in written else self._shelf.back(entry, False, entry.due)
+                elif where[at] < 0:
+                    self._shelf.claims.pop(claim, None)
+                else:
+                    self._shelf.finish_at(place, offset)
+                    self._shelf.adopt(entry, claim, (records[at].topic, records[at].partition), where[at])
 
     def _tries(self, entry: Entry) -> int:
         return entry.before + self._shelf.parts[entry.place].ledger.tries(entry.offset)
-
-    def _moved(self, entry: Entry, place: Place, offset: int, claim: bytes, done: bool) -> None:
-        if not claim:
-            self._shelf.finish(entry) if done else self._shelf.back(entry, failed=False, due=entry.due)
-        elif not done:
-            self._shelf.claims.pop(claim, None)
-        else:
-            if entry.place == place and entry.offset == offset:
-                entry.offset = -1  # until its copy comes by
-            self._shelf.finish_at(place, offset)
 
     def rescue(self, held: list[Entry], leaving: list[Place]) -> None:
         """Partitions are revoked: what is held of them goes into those that stay."""

@@ -26,6 +26,7 @@ _BATCH = 1000
 _LEAST_SESSION = 1.5
 _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
+_REVOKE_TRIES = 10
 _ASSIGN_SECONDS = 60.0
 _PASSING = {KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID}
 
@@ -260,7 +261,10 @@ class Member:
             self._moved(held, places)
         with self.lock:
             self._shelf.dirty.update(place for place in places if place in self._shelf.parts)
-        self.commit_now()
+        for _ in range(_REVOKE_TRIES):  # what is not written now, the next owner does not know
+            if self.commit_now():
+                break
+            time.sleep(0.05)
         self._drop(places)
         consumer.incremental_unassign(partitions)
         self._changed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -35,6 +36,7 @@ class Publisher:
             **settings,
             "delivery.report.only.error": True,
         }
+        self._reporter: Producer | None = None
         self._open()
         self._topics, self._url = topics, url
         self._lock = threading.Lock()
@@ -103,6 +105,24 @@ class Publisher:
                 del failed[at]
             failed |= {gone[at]: code for at, code in self._send(again).items()}
         return {at: self._error(code, records[at]) for at, code in failed.items()}
+
+    def send_where(self, records: Sequence[Record]) -> list[int]:
+        """Write all; the offset of each, -1 of those that were not written. For few: each is reported."""
+        found = [-1] * len(records)
+
+        def written(at: int, error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                found[at] = message.offset()
+
+        with self._lock:
+            if self._reporter is None:
+                self._reporter = self._make({**self._settings, **_PLAIN, "delivery.report.only.error": False})
+            for at, (topic, partition, value, key, headers) in enumerate(records):
+                report = partial(written, at)
+                self._reporter.produce(topic, value, key, partition, report, headers=headers or [])
+            while self._reporter.flush(0.5) and not self._closed:
+                pass
+        return found
 
     def _look_again(self, topics: Iterable[str]) -> None:
         for topic in topics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qnb.brokers.kafka_ledger import Ledger
 from qnb.brokers.kafka_records import Entry
@@ -118,9 +118,23 @@ class Shelf:
         if original is not None and original.state != GONE:
             self._link(part, original, entry)
             return
+        if entry.offset in part.open:
+            return  # the copy of what is held here, see adopt()
         part.open[entry.offset] = entry
         part.bytes += len(entry.body)
         self._wait(entry, time.monotonic())
+
+    def adopt(self, original: Entry, claim: bytes, place: Place, offset: int) -> None:
+        """What is held here has been written to this place, whether that has been read already or not."""
+        if self.claims.pop(claim, None) is None:
+            return  # it has
+        part = self.parts.get(place)
+        if part is None:
+            self._forget(original)  # that partition has gone meanwhile: its new owner hands it out
+        else:
+            self._link(
+                part, original, replace(original, topic=place[0], partition=place[1], offset=offset, claim=claim)
+            )
 
     def _link(self, part: Part, original: Entry, copy: Entry) -> None:
         """The copy of what is held here already: it has a new place."""
@@ -128,7 +142,7 @@ class Shelf:
             part.ledger.finish(copy.offset)
         else:
             original.topic, original.partition, original.offset = copy.topic, copy.partition, copy.offset
-            original.before, original.linked = copy.before, True
+            original.before, original.linked = original.deliveries, True
             part.open[copy.offset] = original
             part.bytes += len(original.body)
             part.ledger.hold(copy.offset)
