@@ -10,6 +10,8 @@ from __future__ import annotations
 import msgspec
 
 WIRE_VERSION = 1
+# What msgspec raises for bytes that it cannot decode into what was asked for; anybody may send such bytes.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 DEFAULT_QUEUE = "qnb"
 # How the peers of a Bus are told apart.
 WORKER_PREFIX, SESSION_PREFIX = "w.", "s."

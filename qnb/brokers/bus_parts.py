@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from qnb.message import Note
+from qnb.message import UNREADABLE, Note
 
 PING, PONG, PART = range(3)
 # How long a missing part is waited for, once later ones are there. A stream that is new may have begun elsewhere.
@@ -64,7 +64,7 @@ def read(data: bytes) -> Any:
     try:
         # An array of 3 to 6 fields, and the kind, a small number, comes first.
         return _of_kind[data[1]].decode(data)
-    except (KeyError, IndexError, msgspec.MsgspecError):
+    except (KeyError, IndexError, *UNREADABLE):
         return None
 
 
@@ -202,5 +202,5 @@ class Incoming:
     def _open(self, bundle: bytes) -> list[Note]:
         try:
             return [Note(self._peer, kind, body) for kind, body in _notes.decode(bundle)]
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return []

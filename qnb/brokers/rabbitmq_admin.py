@@ -25,6 +25,7 @@ from qnb.brokers.rabbitmq_names import GRACE_SECONDS, Names, delay_ms
 from qnb.brokers.rabbitmq_publish import Publisher
 from qnb.brokers.rabbitmq_wire import Arrived, Content, Properties, encode_ack
 from qnb.errors import BrokerError, BrokerUnavailable
+from qnb.message import UNREADABLE
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -242,7 +243,11 @@ class Admin:
             tags: dict[tuple[str, str], int] = {}
             gone = []
             for message in found:
-                entry = msgspec.msgpack.decode(message.body, type=Entry)
+                try:
+                    entry = msgspec.msgpack.decode(message.body, type=Entry)
+                except UNREADABLE:  # of a stranger
+                    gone.append(message.tag)
+                    continue
                 key = entry.queue, entry.late
                 if key in tags:
                     gone.append(tags.pop(key))

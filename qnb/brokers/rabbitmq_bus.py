@@ -21,7 +21,7 @@ from qnb.brokers.rabbitmq_link import Connection, Link, User
 from qnb.brokers.rabbitmq_publish import Publisher
 from qnb.brokers.rabbitmq_wire import Arrived, Content, Properties
 from qnb.errors import BrokerError
-from qnb.message import Note
+from qnb.message import UNREADABLE, Note
 
 _JOIN_SECONDS = 10.0
 _PRESENCE_ARGUMENTS = {"x-message-ttl": round(PRESENCE_SECONDS * 1000), "x-expires": 3_600_000}
@@ -166,7 +166,11 @@ class RabbitBus:
         def outdated(found: Sequence[Found]) -> list[int]:
             gone = []
             for message in found:
-                beat = msgspec.msgpack.decode(message.body, type=_Beat)
+                try:
+                    beat = msgspec.msgpack.decode(message.body, type=_Beat)
+                except UNREADABLE:  # of a stranger
+                    gone.append(message.tag)
+                    continue
                 if beat.peer in newest:
                     gone.append(newest[beat.peer][0])
                 newest[beat.peer] = message.tag, beat

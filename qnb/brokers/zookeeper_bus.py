@@ -25,7 +25,7 @@ from qnb.brokers.zookeeper_link import Link, Lost
 from qnb.brokers.zookeeper_names import name_of, node_name
 from qnb.brokers.zookeeper_presence import Attendance, opened_card
 from qnb.errors import BrokerError
-from qnb.message import Note
+from qnb.message import UNREADABLE, Note
 
 # A mailbox that nobody has read for so long belongs to a process that died, or to a laptop that stays shut.
 ABANDONED_SECONDS = 900.0
@@ -304,7 +304,7 @@ class ZookeeperInbox:
         ids = self._ids.copy() if names else self._ids
         for answer in answers:
             if not isinstance(answer, Exception):
-                with suppress(msgspec.MsgspecError):  # put there by something else than qnb
+                with suppress(*UNREADABLE):  # put there by something else than qnb
                     notes += self._opened(_parcel(answer[0]), parts, ids)
         while len(ids) > _KEPT_IDS:
             ids.popitem(last=False)
@@ -319,6 +319,8 @@ class ZookeeperInbox:
             return []
         data = parcel.data
         if parcel.parts > 1:
+            if not 0 <= parcel.part < parcel.parts:
+                return []  # put there by something else than qnb
             here = parts.setdefault(key, {})
             here[parcel.part] = data
             if len(here) < parcel.parts:

@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from qnb.message import UNREADABLE
+
 PACK_BYTES = 32_768
 PRIORITIES = 10
 
@@ -96,7 +98,7 @@ def opened_pack(data: bytes) -> dict[int, bytes] | None:
     """The bodies in a pack by index; None when qnb has not written it."""
     try:
         first, bodies = _pack(data)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     return dict(enumerate(bodies, first))
 

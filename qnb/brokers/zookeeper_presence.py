@@ -13,6 +13,7 @@ from qnb.brokers.base import PRESENCE_SECONDS
 from qnb.brokers.zookeeper_batch import delete, failure, put
 from qnb.brokers.zookeeper_link import Link
 from qnb.errors import BrokerError
+from qnb.message import UNREADABLE
 
 # Of the session that presence hangs on: short enough for a dead peer to be gone in PRESENCE_SECONDS.
 PRESENCE_SESSION = 2.0
@@ -34,7 +35,7 @@ def opened_card(data: bytes) -> Card:
     """What somebody else than qnb has put there is all info."""
     try:
         return _card(data)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return Card(data)
 
 

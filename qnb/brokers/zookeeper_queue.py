@@ -42,7 +42,7 @@ from qnb.brokers.zookeeper_names import (
     packed,
 )
 from qnb.errors import BrokerError, BrokerUnavailable, PublishFailed
-from qnb.message import Envelope
+from qnb.message import UNREADABLE, Envelope
 
 SHARD_MESSAGES = 200
 MESSAGE_SPARE = 65_536  # of a packet: what goes along with the largest message
@@ -312,7 +312,7 @@ class Queues:
         letters = []
         for node in nodes:
             if not isinstance(node, Exception):
-                reason, body = _opened_letter(node[0])
+                reason, body = opened_letter(node[0])
                 letters.append(DeadLetter(queue, body, reason))
         return letters
 
@@ -335,8 +335,9 @@ class Queues:
         return self.link.create(self.path(queue, "dead", "d"), _encode((short, body)), sequence=True)
 
 
-def _opened_letter(data: bytes) -> tuple[str, bytes]:
+def opened_letter(data: bytes) -> tuple[str, bytes]:
+    """The reason and the message of a dead letter."""
     try:
         return _letter(data)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return "put here by something else than qnb", data

@@ -15,6 +15,7 @@ from qnb.brokers.zookeeper_batch import children, data_of, delete, failure, stat
 from qnb.brokers.zookeeper_link import Link
 from qnb.brokers.zookeeper_names import Content, ShardName, message_name
 from qnb.brokers.zookeeper_queue import Queues
+from qnb.message import UNREADABLE
 
 # A consumer with nothing to do looks through everything this often: nothing depends on it but what others left behind.
 LOOK_SECONDS = 5.0
@@ -142,7 +143,7 @@ class View:
         self.rank, self.crowd = names.index(self._consumer), len(names)
         try:
             self.lease = _lease(data[0])
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             self.lease = DEFAULT_LEASE
         for shard in self._shards.values():
             shard.free = None

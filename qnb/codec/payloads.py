@@ -16,6 +16,7 @@ import msgspec
 
 from qnb.codec.pickling import dumps, dumps_home
 from qnb.errors import BadMessage, CannotPickle
+from qnb.message import UNREADABLE
 
 PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,7 +52,7 @@ def encode_columns(columns: Sequence[Sequence[Any]], names: Sequence[str], plain
 
 def decode_calls(data: bytes) -> tuple[bool, Iterable[Any]]:
     """Whether the calls are pickled, and the calls: (args, kwargs) each, or the unopened pickle of that."""
-    kind, content = _open(data)
+    kind, content = _open_calls(data)
     if kind == b"p":
         return True, content
     positional, names, columns = content
@@ -68,17 +69,16 @@ def count_calls(data: bytes) -> int:
             return len(_pickles.decode(memoryview(data)[1:]))
         if data[:1] == b"c":
             positional, names, columns = _columns.decode(memoryview(data)[1:])
-            if positional + len(names) != len(columns) or len({len(column) for column in columns}) != 1:
-                raise BadMessage("not a payload of this version of qnb: its columns do not fit together")
+            _fit(positional, names, columns)
             return len(columns[0])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BadMessage(f"not a payload of this version of qnb: {error}") from error
     raise BadMessage(f"not a payload of this version of qnb: it starts with {data[:1]!r}")
 
 
 def slice_calls(data: bytes, start: int, stop: int) -> bytes:
     """The payload of calls start … stop - 1; no pickle is opened."""
-    kind, content = _open(data)
+    kind, content = _open_calls(data)
     if kind == b"p":
         return b"p" + _encode(content[start:stop])
     positional, names, columns = content
@@ -107,7 +107,7 @@ def decode_values(data: bytes, loads: Callable[[bytes], Any]) -> tuple[list[Any]
     """Results from bytes, and by position the errors of those that cannot be opened here."""
     if not data:
         return [], {}
-    kind, content = _open(data)
+    kind, content = _open_values(data)
     if kind == b"m":
         return content, {}
     values: list[Any] = []
@@ -125,15 +125,42 @@ def slice_values(data: bytes, start: int, stop: int) -> bytes:
     """The payload of values start … stop - 1."""
     if not data:
         return data
-    kind, content = _open(data)
+    kind, content = _open_values(data)
     return kind + _encode(content[start:stop])
 
 
 def _open(data: bytes) -> tuple[bytes, Any]:
     try:
         kind, content = data[:1], _decode(memoryview(data)[1:])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BadMessage(f"not a payload of this version of qnb: {error}") from error
     if kind not in (b"c", b"p", b"m") or not isinstance(content, list):
         raise BadMessage(f"not a payload of this version of qnb: it starts with {kind!r}")
     return kind, content
+
+
+def _open_calls(data: bytes) -> tuple[bytes, Any]:
+    kind, content = _open(data)
+    if kind == b"p":
+        return kind, content
+    if kind != b"c" or len(content) != 3 or not isinstance(content[0], int) or set(map(type, content[1:])) != {list}:
+        raise BadMessage(f"not arguments of this version of qnb: they start with {kind!r}")
+    positional, names, columns = content
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(column, list) for column in columns):
+        raise BadMessage("not arguments of this version of qnb: names or columns are something else")
+    _fit(positional, names, columns)
+    return kind, content
+
+
+def _open_values(data: bytes) -> tuple[bytes, Any]:
+    kind, content = _open(data)
+    if kind == b"c":
+        raise BadMessage("not values of this version of qnb: they are arguments")
+    return kind, content
+
+
+def _fit(positional: int, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> None:
+    """One column an argument, all of one length."""
+    fit = positional >= 0 and positional + len(names) == len(columns)
+    if not fit or len(set(map(len, columns))) != 1 or len(set(names)) != len(names):
+        raise BadMessage("not a payload of this version of qnb: its columns do not fit together")

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import msgspec
 
+from qnb.codec.bounds import fault_of
 from qnb.errors import BadMessage, BadSignature
-from qnb.message import WIRE_VERSION
+from qnb.message import UNREADABLE, WIRE_VERSION
 
 # What a sealed body is for: a body sealed for one purpose is refused for another.
 FRAME, OUTCOMES, NOTE, CODE, BLOB, RUN = b"f", b"o", b"n", b"c", b"b", b"r"
@@ -100,6 +101,9 @@ def decode(body: bytes, kind: type[T]) -> T:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        return decoder.decode(body)  # type: ignore[return-value]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message = decoder.decode(body)
+    except UNREADABLE as error:
         raise BadMessage(f"not a {kind.__name__} of this version of qnb: {error}") from error
+    if (fault := fault_of(message)) is not None:
+        raise BadMessage(f"a {kind.__name__} that does not fit together: {fault}")
+    return message  # type: ignore[return-value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb.brokers.base import Bus, Presence
@@ -184,9 +185,12 @@ class Control:
 def read_info(info: bytes) -> dict[str, Any] | None:
     """What a peer says of itself. It is not signed, so that anything may stand there: None when it is no table."""
     try:
-        return decode(info, dict) if info else {}
+        found = decode(info, dict[str, Any]) if info else {}
     except BadMessage:
         return None
+    queues = found.get("queues", [])
+    fits = isinstance(queues, list) and all(isinstance(queue, str) for queue in queues)
+    return found if fits and isinstance(found.get("key_id"), (str, NoneType)) else None
 
 
 class Workers:

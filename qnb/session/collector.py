@@ -224,7 +224,7 @@ class Collector:
                 if reply.id in self.replies:
                     self.replies[reply.id].append(reply)
             elif note.kind == "stored":
-                run, first, count = decode(body, tuple)
+                run, first, count = decode(body, tuple[str, int, int])
                 self.fetch(run, [(first, count)])
             elif note.kind == "event":
                 event = decode(body, Event)
