@@ -13,6 +13,7 @@ from typing import Any
 
 from qnb.codec.failures import own_failure, pack_failure
 from qnb.codec.functions import unpack
+from qnb.codec.output import Ring
 from qnb.codec.payloads import decode_calls, encode_values
 from qnb.codec.pickling import loads
 from qnb.codec.signing import OUTCOMES, Signer
@@ -26,6 +27,9 @@ from qnb.worker.teller import Teller, last_steps
 HOLD_SECONDS = 0.1
 # And when its calls have printed so many characters, of those that are kept.
 HOLD_OUTPUT = 1 << 20
+# Characters that the calls of a run may print in one lane before each keeps only a little.
+MUCH_OUTPUT, LITTLE_OUTPUT = 1 << 24, 2048
+_RUNS_KEPT = 100
 
 Mark = Callable[[int, int, float], None]  # (serial, index, Unix time): the call that starts now
 Send = Callable[[Report], None]
@@ -38,11 +42,22 @@ class Runner:
         self.worker = worker
         self.voice = voice
         self.teller = teller
+        self._heard: dict[str, int] = {}  # characters of output, by run
         self._spilling: set[bytes] = set()  # functions whose calls write past Python: looked at after each call
         self.signer = signer
         self.mark = mark
         self.send = send
         self._functions: dict[bytes, Callable[..., Any] | CannotUnpickle] = {}
+
+    def within_bounds(self, run: str, text: str) -> str:
+        """The output of a call: whole, or shortened when the calls of its run have printed much already."""
+        heard = self._heard.get(run, 0)
+        if heard > MUCH_OUTPUT and len(text) > LITTLE_OUTPUT:
+            ring = Ring(LITTLE_OUTPUT)
+            ring.add(text)
+            text = ring.text()
+        remember(self._heard, run, heard + len(text), _RUNS_KEPT)
+        return text
 
     def function(self, work: Work) -> Callable[..., Any]:
         """The function of a work; CannotUnpickle each time when it cannot be opened here."""
@@ -133,7 +148,8 @@ class Record:
         """The call at `index` has ended, and has printed; how much all of them have so far, of what is kept."""
         if text := self.runner.voice.tape.take():
             position = index - self.work.first
-            self.outputs[position] = self.outputs.get(position, "") + text
+            text = self.runner.within_bounds(self.work.run, self.outputs.get(position, "") + text)
+            self.outputs[position] = text
             self._heard += len(text)
         return self._heard
 
