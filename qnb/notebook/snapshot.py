@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from qnb.codec.output import last_line
 from qnb.message import STATES
 from qnb.notebook import words
 
@@ -48,7 +49,10 @@ class BatchLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One call. `result` has the error of one that failed; `runtime` is in seconds, None before the start."""
+    """One call. `runtime` is in seconds, None before the start.
+
+    `result` has the error of one that failed, and of one that runs its progress and the last line that it printed.
+    """
 
     index: int
     state: str
@@ -68,7 +72,8 @@ class Row:
         """Whether the other tells no more. The clock of a running call is the view's own affair."""
         if other is None or self.state != other.state:
             return False
-        return self == other or (self.state == "running" and self.attempts == other.attempts)
+        same = (self.attempts, self.result) == (other.attempts, other.result)
+        return self == other or (self.state == "running" and same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +201,18 @@ def _row(index: int, row: Mapping[str, Any], parameters: Sequence[str], now: flo
         index=index,
         state=state,
         parameters=tuple(_text(row[name]) for name in parameters),
-        result=_text(result) if bad or state == "done" else "",
+        result=_text(result) if bad or state == "done" else _saying(row) if state == "running" else "",
         runtime=runtime,
         attempts=int(_number(row["attempts"]) or 0),
         worker=_text(row["worker"]),
     )
+
+
+def _saying(row: Mapping[str, Any]) -> str:
+    """What a running call says: how far it is, and the last line it has printed."""
+    done, total, note = row.get("progress") or (None, None, "")
+    far = "" if done is None else f"{_text(done)} of {_text(total)}" if total is not None else _text(done)
+    return short(" · ".join(part for part in (far, note, last_line(row.get("output") or "")) if part), 80)
 
 
 def _number(value: Any) -> float | None:

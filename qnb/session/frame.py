@@ -151,6 +151,7 @@ def display_rows(batch: Batch, indices: Sequence[int]) -> list[dict[str, Any]]:
             "wait_s": started - queued if started and queued else None,
             "runtime_s": finished - started if finished and started else None,
             "output": data.output(index),
+            "progress": data.steps.get(index),
             "task_id": f"{batch.run}:{index}",
         }
         rows.append(row)
