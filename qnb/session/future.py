@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qnb import message
 from qnb.codec.output import Heard
 from qnb.message import STATES, Progress, task_id
+from qnb.session.echo import Echo, await_telling, in_kernel
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -42,6 +43,7 @@ class Future(concurrent.futures.Future[Any]):
         self._remote_traceback = ""
         self._output = ""
         self._heard: Heard | None = None  # its output while it runs
+        self._echo_made: Echo | None = None
         self._steps: tuple[float, float | None, str] | None = None
 
     def __repr__(self) -> str:
@@ -51,6 +53,8 @@ class Future(concurrent.futures.Future[Any]):
         import asyncio
 
         self._owner.session.flush()
+        if in_kernel():
+            return await_telling(self).__await__()
         return asyncio.wrap_future(self).__await__()
 
     @property
@@ -109,15 +113,30 @@ class Future(concurrent.futures.Future[Any]):
 
     def _await_end(self, timeout: float | None) -> None:
         if self._state in _OVER:
+            if self._output and in_kernel():
+                self._echo.look(self)
             return
         session = self._owner.session
         try:
-            over = session.wait_for(self.done, self._condition, timeout)
+            over = session.wait_for(self._done_telling if in_kernel() else self.done, self._condition, timeout)
         except KeyboardInterrupt:
             session.interrupted(self.cancel, f"task {self.id}")
             raise
         if not over:
             raise TimeoutError(f"task {self.id} is not over after {timeout:g} s; it is {self.state}")
+
+    @property
+    def _echo(self) -> Echo:
+        if self._echo_made is None:
+            self._echo_made = Echo()
+        return self._echo_made
+
+    def _done_telling(self) -> bool:
+        """Whether it is over; what it has printed is shown in the cell that waits."""
+        over = self.done()
+        if self._heard is not None or (over and self._output):
+            self._echo.look(self)
+        return over
 
     def cancel(self, terminate: bool = False) -> bool:
         """True when the call will never run, or has been killed; False when it runs on or is over.
@@ -135,7 +154,9 @@ class Future(concurrent.futures.Future[Any]):
     # What the collector does with it -------------------------------------------------------------------------
 
     def _said(self, output: str, heard: Heard | None, steps: tuple[float, float | None, str] | None) -> None:
-        self._output, self._heard, self._steps = output, heard, steps
+        self._output, self._steps = output, steps
+        if heard is not None or self._echo_made is None:  # who echoes looks at what was heard before, once more
+            self._heard = heard
 
     def _hear(self, progress: Progress) -> None:
         if progress.steps is not None:
