@@ -14,6 +14,7 @@ from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import loads
 from qnb.codec.signing import Signer, decode
 from qnb.errors import CannotUnpickle, SoftTimeout, TaskTimeout
+from qnb.worker.bars import watch_imports
 from qnb.worker.lane import _die_with_worker
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Record, Runner
@@ -34,6 +35,7 @@ async def _serve(sock: socket.socket) -> None:
     unpacker, lane, calls = Unpacker(), None, set[asyncio.Task[None]]()
     outgoing: asyncio.Queue[Report] = asyncio.Queue()
     share_console()
+    watch_imports(whole=True)
     writer = asyncio.create_task(_write(sock, outgoing))
     while data := await loop.sock_recv(sock, 1 << 20):
         for body in unpacker.feed(data):

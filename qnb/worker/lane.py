@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from qnb.codec.signing import Signer, decode
+from qnb.worker.bars import watch_imports
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Mark, Runner
 from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
@@ -56,6 +57,7 @@ def main(channel: int, page: int, life: int) -> None:
     # Descriptors 1 and 2 are the worker's file for what C code and children print.
     voice = Voice(welcome.worker, marks.read, Tape(Spill(1)))
     take_console(voice.tape)
+    watch_imports(whole=True)
     WHOLE.append(voice)
     serve(welcome, voice, marks.write, send, works)
 

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from qnb.codec.signing import Signer, decode
 from qnb.settings import lane_environment
+from qnb.worker.bars import watch_imports
 from qnb.worker.lane import MARK_BYTES, Page
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Runner
@@ -233,6 +234,7 @@ class ThreadLane:
     def _run(self, welcome: Welcome) -> None:
         runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report, self._voice, self._teller)
         VOICE.set(self._voice)
+        watch_imports(whole=False)
         with contextlib.suppress(_LeftToItself):
             while (work := self._works.get()) is not None:
                 share_console()

@@ -190,6 +190,39 @@ def test_progress(session: qnb.Session, opened: str) -> None:
     assert future.progress == batch[0].progress == (10, 10, "")
 
 
+@pytest.mark.parametrize("module", ["tqdm", "tqdm.auto", "tqdm.notebook", "tqdm.asyncio"])
+def test_bars_are_progress(session: qnb.Session, kind: str, opened: str, module: str) -> None:
+    if kind == "memory" and module == "tqdm.notebook":
+        pytest.skip("a notebook's bars in a thread of its kernel are shown by that kernel")
+
+    def work() -> str:
+        import importlib
+        import os
+        import sys
+        import time
+
+        tqdm = importlib.import_module(module).tqdm
+        bar = tqdm(range(10), desc="outer")
+        for step in bar:
+            for _ in tqdm(range(3), leave=False, desc="inner"):
+                pass
+            if step == 4:
+                bar.set_postfix(loss=0.5)
+                tqdm.write("half")
+            while step == 4 and not os.path.exists(opened):
+                time.sleep(0.01)
+        tqdm(range(2), file=sys.__stderr__, disable=True)
+        return "over"
+
+    future = session.submit(work)
+    # tqdm itself looks at its count ten times a second at most, so that nobody knows which it is here.
+    until(lambda: (future.progress or (0, 0, ""))[1:] == (10, "outer, loss=0.5"))
+    Path(opened).touch()
+    assert future.result(20) == "over"
+    assert future.output == "half\n"
+    assert future.progress == (10, 10, "outer, loss=0.5")
+
+
 def test_current(session: qnb.Session) -> None:
     def ask(*_: int) -> Any:
         return qnb.current()

@@ -1,0 +1,106 @@
+"""tqdm's own bars become the progress of the task that makes them. tqdm is never imported here: it is met when it is.
+
+Of several bars the outermost tells. A bar that a task sends to a file of its own is left alone, and so is every bar
+outside of tasks.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from qnb.worker.inside import progress
+from qnb.worker.tape import voice_here
+
+_STD, _NOTEBOOK = "tqdm.std", "tqdm.notebook"
+_FILE = 4  # the place of `file` among tqdm's arguments
+_watched: list[bool] = []
+
+
+def watch_imports(whole: bool) -> None:
+    """Meet tqdm when it is imported, or now. `whole`: this process has nothing but tasks."""
+    if _watched:
+        return
+    _watched.append(True)
+    for name in (_STD, _NOTEBOOK) if whole else (_STD,):
+        if name in sys.modules:
+            _change(sys.modules[name])
+        else:
+            sys.meta_path.insert(0, _Finder(name))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module as all others do, and has it changed once it has been loaded."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _change(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+class _Nowhere(io.StringIO):
+    """Where a bar is drawn that is told as progress."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True  # a bar that shows itself on terminals only is told, too
+
+
+def _change(module: Any) -> None:
+    if module.__name__ == _NOTEBOOK:
+        # No front end hears a lane's widgets.
+        module.tqdm = module.tqdm_notebook = sys.modules[_STD].tqdm
+        module.trange = sys.modules[_STD].trange
+        return
+    bar = module.tqdm
+    draw, make = bar.display, bar.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) <= _FILE and kwargs.get("file") in (None, sys.stdout, sys.stderr) and voice_here() is not None:
+            kwargs["file"] = _Nowhere()
+        make(self, *args, **kwargs)
+
+    def display(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(getattr(self.fp, "_wrapped", self.fp), _Nowhere):
+            return draw(self, *args, **kwargs)
+        if not self.pos:
+            parts = ((self.desc or "").removesuffix(": "), str(self.postfix or ""))
+            progress(self.n, self.total, ", ".join(part for part in parts if part))
+        return True
+
+    bar.__init__, bar.display = __init__, display
