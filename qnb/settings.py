@@ -189,14 +189,14 @@ def _key_files() -> list[Path]:
 
 
 def read_key_file(name: str | Path) -> bytes:
-    """The key in a file that only its owner may read."""
+    """The keys in a file that only its owner may read, one a line; the first one signs."""
     path = Path(name)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(f"the key file {path} can be read by others: chmod 600 {path}")
-    key = _as_text(path.read_bytes().strip())
-    if len(key) < 16:
+    keys = _keys_in(path.read_bytes())
+    if not keys or min(map(len, keys)) < 16:
         raise ConfigurationError(f"the key file {path} is empty or cut short: remove it, and a new one is made")
-    return key
+    return b"\n".join(keys)
 
 
 def _make_key(path: Path) -> None:
@@ -214,19 +214,36 @@ def _make_key(path: Path) -> None:
         draft.unlink()
 
 
+# A comma, or a line's end. A comma with a space behind it is one of a phrase.
+_BETWEEN_KEYS = re.compile(r",(?!\s)|\n")
+
+
+def _keys_in(given: str | bytes) -> list[bytes]:
+    """The keys of a setting or a file. Bytes that are no plain text are one key."""
+    if isinstance(given, bytes):
+        lines = given.strip().replace(b"\r", b"").split(b"\n")
+        if any(_as_text(line) != line for line in lines):
+            return [_as_text(given.strip())]
+        given = b"\n".join(lines).decode("ascii")
+    return [key.encode() for part in _BETWEEN_KEYS.split(given) if (key := part.strip())]
+
+
 def _as_text(key: bytes) -> bytes:
     """Bytes that an environment variable can hold, since that is how local workers get the key."""
     return key if key.isascii() and key.decode("ascii").isprintable() else key.hex().encode()
 
 
 def load_key(given: str | bytes | None = None) -> bytes:
-    """The signing key: the argument, else QNB_KEY, else a per-user file made on first use (mode 0600)."""
+    """The signing keys, one a line: the argument, else QNB_KEY, else a per-user file made on first use (mode 0600).
+
+    "new,old" are two keys: the first one signs, all are accepted.
+    """
     given = given or os.environ.get("QNB_KEY")
     if given:
-        key = given.encode() if isinstance(given, str) else _as_text(given)
-        if len(key) < 16:
+        keys = _keys_in(given)
+        if not keys or min(map(len, keys)) < 16:
             raise ConfigurationError("the key is shorter than 16 characters: `qnb key` prints a good one")
-        return key
+        return b"\n".join(keys)
     refused: OSError | None = None
     for path in _key_files():
         try:

@@ -33,7 +33,7 @@ def run(name: str, options: argparse.Namespace) -> int:
             return FAILED
         try:
             found = diagnose(
-                Patient(client.broker, backend, options.queue, client.signer.key_id, client.control), options.timeout
+                Patient(client.broker, backend, options.queue, client.signer.key_ids, client.control), options.timeout
             )
         finally:
             backend.close()

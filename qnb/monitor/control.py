@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -188,9 +188,16 @@ def read_info(info: bytes) -> dict[str, Any] | None:
         found = decode(info, dict[str, Any]) if info else {}
     except BadMessage:
         return None
-    queues = found.get("queues", [])
-    fits = isinstance(queues, list) and all(isinstance(queue, str) for queue in queues)
-    return found if fits and isinstance(found.get("key_id"), (str, NoneType)) else None
+    for name in ("queues", "key_ids"):
+        words = found.get(name, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            return None
+    return found if isinstance(found.get("key_id"), (str, NoneType)) else None
+
+
+def same_key(info: Mapping[str, Any], key_ids: Sequence[str]) -> bool:
+    """Whether a peer reads what the first of these keys signs, and what it signs itself is read with one of them."""
+    return key_ids[0] in info.get("key_ids", [info.get("key_id")]) and info.get("key_id") in key_ids
 
 
 class Workers:

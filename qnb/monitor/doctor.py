@@ -10,7 +10,7 @@ from qnb.backends.base import Backend
 from qnb.brokers.base import Broker
 from qnb.errors import QnbError, Unsupported
 from qnb.message import WORKER_PREFIX
-from qnb.monitor.control import Control, read_info
+from qnb.monitor.control import Control, read_info, same_key
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Patient:
     broker: Broker
     backend: Backend | None
     queue: str
-    key_id: str
+    key_ids: list[str]
     control: Control
 
 
@@ -60,7 +60,7 @@ def diagnose(patient: Patient, timeout: float = 2.0) -> Diagnosis:
     found.say(
         "consumers", f"{len(peers)} workers, of which {len(serving)} serve {queue!r} and {len(taking)} take from it"
     )
-    ours = {name: info for name, info in taking.items() if info.get("key_id") == patient.key_id}
+    ours = {name: info for name, info in taking.items() if same_key(info, patient.key_ids)}
     stats = patient.control.stats(to=list(ours), timeout=timeout) if ours else {}
     active = patient.control.active(to=list(ours), timeout=timeout) if ours else {}
     slowed = patient.control.scheduled(to=list(ours), timeout=timeout) if ours else {}
@@ -138,8 +138,8 @@ def _wrong_key(patient: Patient, taking: Mapping[str, Any], ours: Mapping[str, A
         return ""
     others = sorted({str(info.get("key_id")) for name, info in taking.items() if name not in ours})
     return (
-        f"{len(taking) - len(ours)} workers have another key ({', '.join(others)}; here it is {patient.key_id}) and "
-        "refuse what is signed here: give all the same QNB_KEY, or the same key file."
+        f"{len(taking) - len(ours)} workers have another key ({', '.join(others)}; here it is {patient.key_ids[0]}) "
+        "and refuse what is signed here: give all the same QNB_KEY, or the same key file."
     )
 
 

@@ -21,7 +21,7 @@ from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.outcomes import gaps
 from qnb.codec.pickling import dumps, ship_module
-from qnb.codec.signing import Signer
+from qnb.codec.signing import ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, Function, split_task_id
 from qnb.session.batch import Batch
@@ -61,6 +61,7 @@ class Session(concurrent.futures.Executor):
     broker, backend: URLs; else QNB_BROKER, QNB_BACKEND; else an embedded file in ./.qnb/. workers: local worker
     processes; default: the number of cores when embedded, 0 otherwise. queue: where tasks go. key: the signing
     key; else QNB_KEY; else a per-user file. name: how the session is called. on_interrupt: "detach" or "cancel".
+    encrypt: functions, arguments, results and notes are encrypted, too (AES-GCM; needs `pip install 'qnb[encrypt]'`).
 
     It is a concurrent.futures.Executor, and a context manager. Raises UnknownScheme, MissingLibrary,
     BrokerUnavailable, BackendUnavailable or AccessDenied, each within 5 seconds and with the remedy.
@@ -76,6 +77,7 @@ class Session(concurrent.futures.Executor):
         key: str | bytes | None = None,
         name: str | None = None,
         on_interrupt: str = "detach",
+        encrypt: bool = False,
     ) -> None:
         if on_interrupt not in ("detach", "cancel"):
             raise ConfigurationError(f"on_interrupt={on_interrupt!r}: give 'detach' or 'cancel'")
@@ -95,7 +97,8 @@ class Session(concurrent.futures.Executor):
         self.id = os.urandom(5).hex()
         self.name = name or self.id
         self.peer = SESSION_PREFIX + self.id
-        self.signer = Signer(secret)
+        self.signer = Signer(secret, encrypt=encrypt)
+        self._run_mark = ENCRYPTED if encrypt else ""
         self.broker = registry.open_broker(url)
         try:
             self.backend = registry.open_backend(backend_url)
@@ -294,7 +297,7 @@ class Session(concurrent.futures.Executor):
 
     def new_run(self) -> str:
         """An id for a run: the session's and a number."""
-        return f"{self.id}-{next(self._numbers)}"
+        return f"{self.id}-{next(self._numbers)}{self._run_mark}"
 
     def _publish_failed(self, frame: Frame, error: BaseException) -> None:
         sink: Any = self.collector.sinks.get(frame.run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qnb.errors import BadSignature
 from qnb.message import WORKER_PREFIX
-from qnb.monitor.control import read_info
+from qnb.monitor.control import read_info, same_key
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -31,7 +31,8 @@ class Watch:
         peers = [info for peer in session.bus.peers(WORKER_PREFIX) if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
         keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
-        if keys and session.signer.key_id not in keys:
+        serving = [info for info in peers if session.queue in info.get("queues", ())]
+        if keys and not any(same_key(info, session.signer.key_ids) for info in serving):
             error = BadSignature(
                 f"the workers on {session.broker_url} have key {', '.join(sorted(map(str, keys)))}, this session has "
                 f"{session.signer.key_id}, so they refuse its tasks: give both the same key (QNB_KEY, or the key file)"

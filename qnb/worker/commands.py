@@ -241,6 +241,7 @@ def worker_info(worker: Worker) -> dict[str, object]:
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
         "started_at": worker.started_at,
         "key_id": worker.signer.key_id,
+        "key_ids": worker.signer.key_ids,
     }
 
 

@@ -417,7 +417,7 @@ class Worker:
             return
         reply = self.commands.run(command)
         if command.reply_to:
-            body = self.signer.pack(NOTE, reply)
+            body = self.signer.answering(note.body).pack(NOTE, reply)
             self.bus.post_many([Note(command.reply_to, "reply", body)])
 
     # Orders --------------------------------------------------------------------------------------------------

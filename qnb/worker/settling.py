@@ -14,7 +14,7 @@ from qnb.brokers.base import Turn
 from qnb.codec.claims import lighten
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
-from qnb.codec.signing import FRAME, NOTE, OUTCOMES, encode
+from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
 from qnb.errors import PayloadTooLarge, QnbError
 from qnb.message import FAILED, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
@@ -90,13 +90,13 @@ class Settling:
         return found
 
     def _add_frame(self, turn: Turn, frame: Frame, queue: str, delay: float) -> None:
-        put = self._put if self._backend.blobs else None
+        put = partial(self._put, self._signer.about(frame.run)) if self._backend.blobs else None
         frame = lighten(frame, self._broker.features.limits.message_bytes, put)
         body = self._signer.pack(FRAME, frame)
         turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
 
-    def _put(self, key: str, purpose: bytes, body: bytes) -> None:
-        self._backend.put_blob(key, self._signer.seal(purpose, body))
+    def _put(self, signer: Signer, key: str, purpose: bytes, body: bytes) -> None:
+        self._backend.put_blob(key, signer.seal(purpose, body))
 
     def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
         limit = self._broker.features.limits.message_bytes
@@ -119,7 +119,8 @@ class Settling:
         turn.store.append(stored)
         kind, body = "outcomes", stored.data
         if limit is not None and len(body) > limit:
-            kind, body = "stored", self._signer.seal(NOTE, encode((stored.run, stored.first, stored.count)))
+            kind = "stored"
+            body = self._signer.about(stored.run).seal(NOTE, encode((stored.run, stored.first, stored.count)))
         turn.post += [Note(peer, kind, body) for peer in self._hearers(stored.run, reply_to)]
 
     def _hearers(self, run: str, reply_to: str) -> list[str]:

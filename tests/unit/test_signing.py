@@ -17,7 +17,7 @@ from qnb.message import Frame
 KEY = b"a key for the tests of signing"
 
 
-@given(st.binary(min_size=16, max_size=200), st.binary(max_size=2000))
+@given(st.binary(min_size=16, max_size=200).filter(lambda key: b"\n" not in key), st.binary(max_size=2000))
 def test_round_trip(key: bytes, body: bytes) -> None:
     signer = Signer(key)
     sealed = signer.seal(FRAME, body)
