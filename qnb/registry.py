@@ -76,7 +76,7 @@ def find(kind: str, url: str) -> type[Any]:
         library = error.name or str(error)
         if library.split(".")[0] == "qnb":
             raise
-        if target.startswith(f"{library}") and target not in schemes(kind).values():
+        if f"{module}.".startswith(f"{library}.") and target not in schemes(kind).values():
             raise UnknownScheme(f"{_unknown(kind, scheme)}; nor is there a module {library}") from error
         extra = EXTRAS.get(scheme)
         pip = f"pip install 'qnb[{extra}]'" if extra else f"pip install {library}"

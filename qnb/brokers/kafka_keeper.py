@@ -206,8 +206,9 @@ class Keeper:
                     self._shelf.claims[claim] = entry
                 else:
                     self._shelf.move(entry)
-        held = [at for at, source in enumerate(sources) if source[3]]
-        where = dict(zip(held, context.publisher.send_where([records[at] for at in held]), strict=True)) if held else {}
+        claimed = [at for at, source in enumerate(sources) if source[3]]
+        found = context.publisher.send_where([records[at] for at in claimed]) if claimed else []
+        where = dict(zip(claimed, found, strict=True))
         others = [at for at in range(len(records)) if at not in where]
         failed = context.publisher.send([records[at] for at in others]) if others else {}
         written = {at for number, at in enumerate(others) if number not in failed}

@@ -212,7 +212,8 @@ class Shelf:
 
     def surplus(self, queue: str, limit: int) -> list[Entry]:
         """Take waiting ones out, to be given to someone else. Others of the same queue stay for later."""
-        kept, picked = [], []
+        kept: list[tuple[int, int, int, Entry]] = []
+        picked: list[Entry] = []
         while self.ready and len(picked) < limit and self._ready:
             item = heapq.heappop(self._ready)
             if item[3].state == READY and item[3].queue == queue:

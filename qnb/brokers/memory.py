@@ -230,10 +230,12 @@ class MemoryConsumer:
     def release_many(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         with self._space.lock:
             now = time.monotonic()
+            touched = dict.fromkeys(self._queues)
             for message in self._mine(deliveries):
                 message.deliveries -= 1
                 message.queue.add(message, delay, now)
-            for queue in self._queues:
+                touched[message.queue] = None
+            for queue in touched:
                 for gate in queue.waiting if delay > 0 else ():
                     gate.open()
                 queue.ring()

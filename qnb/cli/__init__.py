@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(prog=f"qnb {name}", description=COMMANDS[name][1])
     module.add_arguments(parser, name)
-    options = parser.parse_args(given[1:])
+    options = parser.parse_intermixed_args(given[1:])  # a URL may stand behind options too
     from qnb.errors import QnbError
 
     try:

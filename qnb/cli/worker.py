@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 
-from qnb.cli import FAILED, WELL, add_broker, read_key
+from qnb.cli import FAILED, USAGE, WELL, add_broker, read_key
 from qnb.message import DEFAULT_QUEUE
 
 
@@ -35,6 +35,9 @@ def run(name: str, options: argparse.Namespace) -> int:
     from qnb import registry, settings
     from qnb.worker.loop import Worker, WorkerOptions, default_name
 
+    if not options.queues.replace(",", " ").split():
+        print("qnb worker: name a queue with --queues", file=sys.stderr)
+        return USAGE
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     url = settings.absolute_url(settings.broker_url(options.broker))
     backend_url = settings.absolute_url(settings.backend_url(options.backend) or registry.partner_url(url))

@@ -43,6 +43,11 @@ def lighten(frame: Frame, limit: int | None, put: Put | None) -> Frame:
     return frame
 
 
+def fits_alone(frame: Frame, limit: int | None) -> bool:
+    """Whether there is room beside the function for at least some arguments."""
+    return limit is None or len(frame.function.code or b"") < max(0, limit - ROOM_FOR_HEADERS)
+
+
 def _too_large(frame: Frame, room: int) -> PayloadTooLarge:
     code = len(frame.function.code or b"")
     what, size = ("its arguments", len(frame.args)) if len(frame.args) > code else ("the globals it uses", code)

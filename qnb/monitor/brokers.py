@@ -79,11 +79,10 @@ def as_json(features: Features) -> dict[str, Any]:
 def brokers(*urls: str, probe: bool = False) -> BrokerTable:
     """All brokers that qnb has, against their features. URLs name servers to look at: is it reachable, and with
     `probe=True`, does each feature work there now (under 10 seconds a server, on queues of its own)?"""
-    named = {_base(url): url for url in urls}
-    rows = [_row(scheme, named.get(scheme), probe) for scheme in conformance()]
-    known = {row.scheme for row in rows}
-    rows += [_row(scheme, url, probe) for scheme, url in named.items() if scheme not in known]
-    return BrokerTable(rows)
+    named: dict[str, list[str | None]] = {scheme: [] for scheme in conformance()}
+    for url in urls:
+        named.setdefault(_base(url), []).append(url)
+    return BrokerTable([_row(scheme, url, probe) for scheme, found in named.items() for url in found or [None]])
 
 
 def _base(url: str) -> str:

@@ -69,10 +69,13 @@ class Control:
             del self._reader.replies[ticket]
         return {r.worker: r.value if r.error is None else {"error": r.error} for r in replies}
 
-    def tell(self, command: str, arguments: dict[str, Any]) -> None:
-        """Send a command to all workers, and wait for no answer."""
-        body = self._signer.pack(NOTE, Command(command, arguments, "", ""))
-        self._bus.post_many([Note(peer.peer, "command", body) for peer in self._bus.peers(WORKER_PREFIX)])
+    def tell(self, commands: Sequence[tuple[str, dict[str, Any]]], workers: Sequence[str] | None = None) -> None:
+        """Send commands (name, arguments) to workers, by default to all, and wait for no answer."""
+        if not commands:
+            return
+        peers = [peer.peer for peer in self._bus.peers(WORKER_PREFIX)] if workers is None else workers
+        bodies = [self._signer.pack(NOTE, Command(name, arguments, "", "")) for name, arguments in commands]
+        self._bus.post_many([Note(peer, "command", body) for peer in peers for body in bodies])
 
     # Inspect -------------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ def _backend_trouble(found: Diagnosis, backend: Backend | None) -> str:
         found.say("backend", str(error))
         return f"Workers cannot keep results, and take nothing new while they cannot: {error}"
     found.say(
-        "backend", f"{backend.url} answers" if backend.durable else f"{backend.url} keeps nothing: results travel"
+        "backend", f"{backend.url} answers" if backend.blobs else f"{backend.url} keeps nothing: results travel"
     )
     return ""
 
@@ -120,16 +120,19 @@ def _no_worker(
 ) -> str:
     queue, start = patient.queue, f"qnb worker {patient.broker.url}"
     some = "Messages may wait" if depth is None else f"{depth} messages wait" if depth else "Nothing waits"
+    if getattr(patient.broker.bus(), "mute", False):
+        return "Workers cannot be seen here, for want of the right to make mailboxes: look at their logs."
     if not peers:
         return f"{some} in {queue!r} and no worker is there: start one with `{start}`."
     if not serving:
         names = sorted({name for info in peers.values() for name in info.get("queues", ())})
         return (
             f"{some} in {queue!r}, and the {len(peers)} workers serve only {', '.join(names)}: submit there, start "
-            f"`{start} --queues {queue}`, or tell them `qnb control add_consumer --queue {queue}`."
+            f"`{start} --queues {queue}`, or tell them `qnb control add_consumer {patient.broker.url} --queue {queue}`."
         )
     if not taking:
-        return f"{some} in {queue!r}, which is paused: `qnb control resume --queue {queue}` lets its workers go on."
+        resume = f"qnb control resume {patient.broker.url} --queue {queue}"
+        return f"{some} in {queue!r}, which is paused: `{resume}` lets its workers go on."
     return ""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qnb.session.session import Session
+
+log = logging.getLogger(__name__)
 
 RENEW_SECONDS = 3.0
 WATCH_SECONDS = 10.0
@@ -38,26 +42,26 @@ class Events:
         self._new: deque[Event] = deque(maxlen=KEPT)
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        session.collector.on_event.append(self._take)
-        session.collector.listen(+1)
         self._renew()
-        self._thread = threading.Thread(target=self._keep, name="qnb-events", daemon=True)
-        self._thread.start()
+        self._tell = _tell_weakly(weakref.WeakMethod(self._take))
+        session.collector.on_event.append(self._tell)
+        session.collector.listen(+1)
+        threading.Thread(target=_keep, args=(weakref.ref(self), self._closed), name="qnb-events", daemon=True).start()
 
     def _renew(self) -> None:
         arguments = {"peer": self._session.peer, "seconds": WATCH_SECONDS}
-        self._session.control.tell("watch", arguments)
+        self._session.control.tell([("watch", arguments)])
 
-    def _keep(self) -> None:
-        """Renew the watch; workers that come later are told, too."""
-        while not self._closed.wait(RENEW_SECONDS):
-            if self._session.closed or time.monotonic() > self._end:
-                self.close()
-                return
-            try:
-                self._renew()
-            except QnbError:  # the server is away: workers cannot tell anything now either
-                continue
+    def _still_wanted(self) -> bool:
+        """Renew the watch, so that workers that come later are told too; False when it is over."""
+        if self._session.closed or time.monotonic() > self._end:
+            self.close()
+            return False
+        try:
+            self._renew()
+        except QnbError as error:  # the server is away: workers cannot tell anything now either
+            log.info("the watch could not be renewed: %s", error)
+        return True
 
     def _take(self, event: Event) -> None:
         with self._changed:
@@ -83,8 +87,12 @@ class Events:
                 return
             self._closed.set()
             self._changed.notify_all()
-        self._session.collector.on_event.remove(self._take)
+        self._session.collector.on_event.remove(self._tell)
         self._session.collector.listen(-1)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_tell") and not self._session.closed:
+            self.close()
 
     def __enter__(self) -> Events:
         return self
@@ -108,3 +116,22 @@ class Events:
 
     def _repr_html_(self) -> str:
         return str(self.df.tail(50)._repr_html_()) if self._latest else "<p>No events yet.</p>"
+
+
+def _tell_weakly(take: weakref.WeakMethod[Callable[[Event], None]]) -> Callable[[Event], None]:
+    """The session must not keep a stream alive that nobody looks at any more."""
+
+    def tell(event: Event) -> None:
+        method = take()
+        if method is not None:
+            method(event)
+
+    return tell
+
+
+def _keep(stream: weakref.ref[Events], closed: threading.Event) -> None:
+    while not closed.wait(RENEW_SECONDS):
+        events = stream()
+        if events is None or not events._still_wanted():
+            return
+        del events

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from qnb.brokers.base import Broker, Consumer, Delivery, QueueSpec
@@ -18,6 +17,7 @@ from qnb.registry import open_broker
 
 PROBE_SECONDS = 9.0  # for all features together, with what it takes to clean up
 LEASE_SECONDS = 1.0
+STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,25 @@ class _Trial:
             got += consumer.receive_many(count - len(got), left)
         return got
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """End what waits."""
+        self.deadline = 0.0
         for consumer in self._consumers:
-            consumer.close()
-        self.broker.remove(self.queue)
+            consumer.wake()
+
+    def close(self) -> str:
+        """Release and remove all of it; what went wrong with that."""
+        trouble = ""
+        for consumer in self._consumers:
+            try:
+                consumer.close()
+            except Exception as error:
+                trouble = f"; not released: {error}"
+        try:
+            self.broker.remove(self.queue)
+        except Exception as error:
+            trouble += f"; not removed: {error}"
+        return trouble
 
 
 def _confirmed_publish(trial: _Trial) -> str:
@@ -204,8 +219,8 @@ _TRIALS: dict[str, Callable[[_Trial], str]] = {
 def probe(url: str, seconds: float = PROBE_SECONDS) -> Sequence[Measured]:
     """Try each feature that the broker of this URL claims, all at once, and say what was seen.
 
-    Works on queues and peers of its own, which it removes. Raises BrokerUnavailable, AccessDenied …, when there
-    is no connection; what a single feature meets is told in its row.
+    Works on queues and peers of its own, which it removes, however it ends. Raises BrokerUnavailable, AccessDenied …,
+    when there is no connection; what a single feature meets is told in its row.
     """
     word = f"probe-{secrets.token_hex(4)}"
     deadline = time.monotonic() + seconds
@@ -213,22 +228,36 @@ def probe(url: str, seconds: float = PROBE_SECONDS) -> Sequence[Measured]:
     try:
         table = broker.features.table()
         tried = [name for name, support in table.items() if support is not Support.NONE and name in _TRIALS]
+        trials = {name: _Trial(broker, f"{word}-{name}", deadline - 1.0) for name in tried}
         found: dict[str, Measured] = {}
-        pool = ThreadPoolExecutor(len(tried) or 1, thread_name_prefix="qnb-probe")
-        lock = threading.Lock()
 
         def run(name: str) -> None:
-            seen = _try(broker, name, f"{word}-{name}", table[name], deadline - 1.0)
-            with lock:
-                found[name] = seen
+            found[name] = _try(trials[name], name, table[name])
 
-        waits = [pool.submit(run, name) for name in tried]
-        wait_for(waits, timeout=max(0.0, deadline - time.monotonic()))
-        pool.shutdown(wait=False, cancel_futures=True)
-        with lock:
-            return [found.get(name) or _untried(name, support, seconds) for name, support in table.items()]
+        threads = [threading.Thread(target=run, args=(name,), name=f"qnb-probe-{name}", daemon=True) for name in tried]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            _clean_up(trials.values(), [thread for thread in threads if thread.is_alive()])
+        return [found.get(name) or _untried(name, support, seconds) for name, support in table.items()]
     finally:
         broker.close()
+
+
+def _clean_up(trials: Iterable[_Trial], running: Sequence[threading.Thread]) -> None:
+    """Out of time, or interrupted: what still runs is ended, and what it made is removed."""
+    if not running:
+        return
+    for trial in trials:
+        trial.stop()
+    for thread in running:
+        thread.join(STOP_SECONDS)
+    for trial in trials:
+        with contextlib.suppress(QnbError):  # it is gone, or the server is
+            trial.broker.remove(trial.queue)
 
 
 def _with_short_lease(url: str) -> str:
@@ -237,21 +266,17 @@ def _with_short_lease(url: str) -> str:
     return f"{front}?{'&'.join([*pairs, f'lease={LEASE_SECONDS:g}'])}"
 
 
-def _try(broker: Broker, name: str, queue: str, support: Support, deadline: float) -> Measured:
+def _try(trial: _Trial, name: str, support: Support) -> Measured:
     begun = time.monotonic()
-    trial = _Trial(broker, queue, deadline)
-    worked: bool | None = False
+    worked = False
     try:
-        broker.declare(QueueSpec(queue, LEASE_SECONDS))
+        trial.broker.declare(QueueSpec(trial.queue, LEASE_SECONDS))
         said, worked = _TRIALS[name](trial), True
     except _Failed as error:
         said = str(error)
-    except QnbError as error:
+    except Exception as error:  # of whatever kind: it is told in the row, and the queue is removed all the same
         said = f"{type(error).__name__}: {error}"
-    try:
-        trial.close()
-    except QnbError as error:
-        said += f"; not cleaned up: {error}"
+    said += trial.close()
     return Measured(name, support, worked, time.monotonic() - begun, said)
 
 

@@ -60,6 +60,7 @@ class Batch:
         self.timeout: float | None = None
         self.names: tuple[str, ...] = ()
         self.source: str | None = None  # of a run that was attached
+        self.incomplete = False  # its arguments were not kept
         self._left = count
         self._condition = Condition()
         self._futures: dict[int, Future] = {}

@@ -56,6 +56,7 @@ class Collector:
         self.on_event: list[Callable[[Event], None]] = []
         self.listening = 0  # how many want events or replies: reason to read without pending calls
         self.pending = 0
+        self.followed: set[str] = set()  # runs of others
         self._reader = threading.Lock()
         self._count = threading.Lock()
         self._work = threading.Event()
@@ -68,14 +69,16 @@ class Collector:
         self._thread = threading.Thread(target=self._run, name="qnb-collector", daemon=True)
         self._thread.start()
 
-    def expect(self, sink: Sink, calls: int) -> None:
-        """So many calls more are pending."""
+    def expect(self, sink: Sink, calls: int, followed: bool = False) -> None:
+        """So many calls more are pending; `followed`: of somebody else's run, which nobody here has to wait for."""
         with self._count:
             if not self.pending:
                 self._last_note = self._last_sweep = time.monotonic()
                 self._sweep_after = SWEEP_SECONDS
             self.sinks[sink.run] = sink
             self.pending += calls
+            if followed:
+                self.followed.add(sink.run)
         if self._dozing:
             self._work.set()
 
@@ -85,12 +88,26 @@ class Collector:
             self.listening += change
         self._work.set()
 
+    @property
+    def own_pending(self) -> int:
+        """Calls of this session's own runs that are not over."""
+        others = [sink for run in list(self.followed) if (sink := self.sinks.get(run)) is not None]
+        return self.pending - sum(count for sink in others for _, count in sink.missing())
+
+    def forget(self, sink: Sink) -> None:
+        """Expect nothing more of a run."""
+        with self._count:
+            if self.sinks.pop(sink.run, None) is not None:
+                self.pending -= sum(count for _, count in sink.missing())
+            self.followed.discard(sink.run)
+
     def settled(self, sink: Sink, calls: int) -> None:
         """So many calls of a run are over."""
         with self._count:
             self.pending -= calls
         if sink.over:
             self.sinks.pop(sink.run, None)
+            self.followed.discard(sink.run)
 
     def wait(
         self,

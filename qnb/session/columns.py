@@ -6,7 +6,7 @@ import array
 from typing import Any
 
 from qnb.codec.failures import unpack_failure
-from qnb.codec.outcomes import read_times
+from qnb.codec.outcomes import read_times, slice_outcomes
 from qnb.codec.output import Heard
 from qnb.codec.payloads import decode_values
 from qnb.codec.pickling import loads
@@ -48,6 +48,9 @@ class Columns:
 
     def fill(self, outcomes: Outcomes) -> list[tuple[int, int]]:
         """Take outcomes in; the spans that were new. The first outcome of a call stays."""
+        if 0 <= outcomes.first < self.count < outcomes.first + outcomes.count:
+            # Attached to a stream that goes on: what came after is another's.
+            outcomes = slice_outcomes(outcomes, 0, self.count - outcomes.first)
         first, count = outcomes.first, outcomes.count
         stop = first + count
         if first < 0 or stop > self.count:

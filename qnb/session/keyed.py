@@ -8,17 +8,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.functions import parameter_names
+from qnb.codec.pickling import dumps
 from qnb.codec.signing import RUN
-from qnb.errors import UnknownTask, Unsupported
+from qnb.errors import Unsupported
 from qnb.message import Stored
 from qnb.session.batch import Batch
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
+from qnb.session.runs import appears
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
 
 log = logging.getLogger(__name__)
+
+TAKEN_SECONDS = 10.0  # in which whoever took a key has written its run down
 
 
 def submit(
@@ -32,29 +36,34 @@ def submit(
     if not session.backend.durable and session.backend.scheme == "rpc":
         raise Unsupported("key= needs a backend that keeps results: Session(broker, backend='sqlite:')")
     assert options.key is not None
-    run, first = _claim(session, options.key, session.new_run())
-    if not first:
-        try:
+    # All that may fail here comes first: a key that is taken and never submitted would keep others waiting.
+    batch = _batch(session, session.new_run(), function, options, (args, kwargs))
+    dumps((args, kwargs))
+    run = _claim(session, options.key, batch.run)
+    if run != batch.run:
+        if appears(session.backend, run, TAKEN_SECONDS):
             return session.attach(run)[0]
-        except UnknownTask:
-            # Whoever took the key has not come to write the run down: it is submitted under the same name, and the
-            # first outcome wins.
-            log.warning("the first submit with key %r was not finished: submitted again", options.key)
-    return _launch(session, run, function, options, (args, kwargs))[0]
+        # Whoever took the key died before the run was written down: it is submitted under the same name, and the
+        # first outcome stored wins.
+        log.warning("the first submit with key %r was not finished: submitted again", options.key)
+        batch = _batch(session, run, function, options, (args, kwargs))
+    session.recorder.save_now(batch, "submit", function)
+    session.batches[run] = batch
+    session.send(batch, 1)
+    return batch[0]
 
 
-def _claim(session: Session, key: str, run: str) -> tuple[str, bool]:
-    """The run that a key belongs to, and whether it is this one. A backend's first outcome wins, and this is one."""
+def _claim(session: Session, key: str, run: str) -> str:
+    """The run that a key belongs to: this one, if nobody took it before. It is kept as an outcome: the first wins."""
     name = f"key-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     refused = session.backend.store_many([Stored(name, 0, 1, session.signer.seal(RUN, run.encode()))])
     if not refused:
-        return run, True
+        return run
     [kept] = session.backend.fetch_many(name, [(0, 1)])
-    owner = session.signer.unseal(RUN, kept.data).decode()
-    return owner, owner == run
+    return session.signer.unseal(RUN, kept.data).decode()
 
 
-def _launch(
+def _batch(
     session: Session,
     run: str,
     function: Callable[..., Any],
@@ -66,5 +75,4 @@ def _launch(
     parameters = [(label, [value]) for label, value in zip(labels, [*args, *kwargs.values()], strict=True)]
     batch = Batch(session, run, session.ship_function(function), parameters, 1, options)
     batch.names = tuple(kwargs)
-    session.launch(batch, "submit", function, 1)
     return batch

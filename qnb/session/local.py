@@ -16,6 +16,8 @@ LINGER_SECONDS = 60.0
 class LocalWorkers:
     """A worker process with `concurrency` lanes, detached: Ctrl-C and the kernel's end do not reach it."""
 
+    shares_broker = False
+
     def __init__(self, broker: str, backend: str, key: bytes, queue: str, concurrency: int) -> None:
         self.name = f"local-{os.getpid()}-{secrets.token_hex(2)}"
         command = [
@@ -63,6 +65,7 @@ class ThreadWorkers:
         self._worker.start()
 
     alive = True
+    shares_broker = True
 
     def stop(self, timeout: float = 10.0) -> None:
         """Finish what runs; what is not over after `timeout` is left to itself."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Inbox, QueueSpec
-from qnb.codec.claims import halves, lighten
+from qnb.codec.claims import fits_alone, halves, lighten
 from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.message import Envelope, Frame, Note
@@ -63,7 +63,7 @@ class Publisher:
             try:
                 pairs.append((self._envelope(frame, queue, delay), frame))
             except PayloadTooLarge as error:  # with no blob store to put it into: smaller messages may do
-                if frame.count > 1 and len(frame.args) > len(frame.function.code or b""):
+                if frame.count > 1 and fits_alone(frame, self.broker.features.limits.message_bytes):
                     left += reversed(halves(frame))
                 else:
                     self._failed(frame, error)

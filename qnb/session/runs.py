@@ -66,11 +66,16 @@ class Recorder:
         self._thread: threading.Thread | None = None
 
     def began(self, batch: Batch, kind: str, function: Any) -> None:
-        """A map, starmap or sweep has begun."""
+        """A map, starmap or sweep has begun. Its arguments are taken as they are now."""
         self.newest = batch.run
+        arguments = self._arguments(batch)
         with self._lock:
-            self._work.append(lambda: self._save_batch(batch, kind, function))
+            self._work.append(partial(self._save_batch, batch, kind, function, arguments))
         self._wake()
+
+    def save_now(self, batch: Batch, kind: str, function: Any) -> None:
+        """The same, in this thread."""
+        self._save_batch(batch, kind, function, self._arguments(batch))
 
     def grew(self, stream: Stream) -> None:
         """A stream of submits has been sent more calls; its count is written down at most once a second."""
@@ -116,22 +121,36 @@ class Recorder:
 
     def _write_batches(self) -> None:
         while self._work:
-            self._work[0]()
+            self._try(self._work[0])
             with self._lock:
                 self._work.pop(0)
 
     def _write_streams(self) -> None:
-        with self._lock:
-            touched, self._touched = self._touched, {}
-        for run, stream in touched.items():
+        for run, stream in list(self._touched.items()):
+            with self._lock:
+                del self._touched[run]  # first, so that what is sent meanwhile is written down next time
             count = stream.count
             if count != self._counts.get(run):
-                self._save(stream, "submits", stream.origin, count, ([], [], []))
+                try:
+                    self._try(partial(self._save, stream, "submits", stream.origin, count, ([], [], [])))
+                except QnbError:
+                    with self._lock:
+                        self._touched[run] = stream
+                    raise
                 self._counts[run] = count
 
-    def _save_batch(self, batch: Batch, kind: str, function: Any) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except QnbError:
+            raise
+        except Exception:  # one run that cannot be written down must not keep others from it
+            log.exception("session %s: a run cannot be written down", self._session.name)
+
+    def _save_batch(self, batch: Batch, kind: str, function: Any, arguments: bytes | None) -> None:
         labels = [label for label, _ in batch.parameters]
-        self._save(batch, kind, function, len(batch), (labels, list(batch.names), self._keep_arguments(batch)))
+        parts = self._keep(batch, arguments)
+        self._save(batch, kind, function, len(batch), (labels, list(batch.names), parts))
 
     def _save(
         self, run: Batch | Stream, kind: str, function: Any, count: int, columns: tuple[list[str], list[str], list[str]]
@@ -142,27 +161,31 @@ class Recorder:
         name = options.name or shipped.name
         session.backend.save_run(RunRecord(run.run, kind, name, count, run.created_at, session.name, data))
 
-    def _keep_arguments(self, batch: Batch) -> list[str]:
-        """The names of the blobs with the function and all arguments; none when they are too large to keep twice."""
+    def _arguments(self, batch: Batch) -> bytes | None:
+        """All arguments, column by column; None where they cannot be kept, or are too large to be kept twice."""
+        columns = [values for _, values in batch.parameters]
+        if not self._session.backend.blobs:
+            return None
+        first = sum(sys.getsizeof(values[0]) for values in columns if values)
+        if first * len(batch) > KEPT_BYTES:
+            return None
+        try:
+            data = dumps(columns)
+        except CannotPickle:  # told to whoever made the run
+            return None
+        return data if len(data) <= KEPT_BYTES else None
+
+    def _keep(self, batch: Batch, arguments: bytes | None) -> list[str]:
+        """Put the function and the arguments into blobs; the names of the latter."""
         backend, signer = self._session.backend, self._session.signer
         if not backend.blobs:
             return []
         if batch.function.code is not None:
             backend.put_blob(batch.function.hash.hex(), signer.seal(CODE, batch.function.code))
-        columns = [values for _, values in batch.parameters]
-        first = sum(sys.getsizeof(values[0]) for values in columns if values)
-        if first * len(batch) > KEPT_BYTES:
-            return []
-        try:
-            data = dumps(columns)
-        except CannotPickle:  # told to whoever made the run
-            return []
-        if len(data) > KEPT_BYTES:
-            return []
         parts: list[str] = []
-        for start in range(0, len(data), PART_BYTES):
+        for start in range(0, len(arguments or b""), PART_BYTES):
             parts.append(f"{batch.run}-args-{len(parts)}")
-            backend.put_blob(parts[-1], signer.seal(BLOB, data[start : start + PART_BYTES]))
+            backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + PART_BYTES]))
         return parts
 
 
@@ -171,29 +194,44 @@ def attach(session: Session, run: str) -> Batch:
 
     UnknownTask when nobody knows the run, BadSignature when it was signed with another key.
     """
-    here: Any = session.collector.sinks.get(run)
-    if isinstance(here, Batch):
-        return here
+    with session.attaching:
+        here: Any = session.collector.sinks.get(run) or session.batches.get(run)
+        if isinstance(here, Batch):
+            return here
+        batch = _load(session, run)
+        if not len(batch):
+            return batch
+        if here is not None:  # this session's own submits: their futures are told, this is filled from the backend
+            follow: Callable[[], None] = partial(_read, session, batch)
+        else:
+            follow = partial(tell_here, session, batch)
+            session.collector.expect(batch, len(batch), followed=True)
+    try:
+        _read(session, batch) if here is not None else session.collector.fetch(run)
+        if not batch.over:
+            # Told first, then read once more: whatever is stored after the reading is told.
+            follow()
+            _read(session, batch) if here is not None else session.collector.fetch(run)
+    except BaseException:
+        if here is None:
+            session.collector.forget(batch)
+        raise
+    if not batch.over:
+        arguments = (session, batch, follow, RENEW_SECONDS if here is None else 0.5)
+        threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{run}", daemon=True).start()
+    return batch
+
+
+def _load(session: Session, run: str) -> Batch:
+    """A Batch as the record tells it, all of it open."""
     record = _find(session.backend, run)
     detail = session.signer.unpack(RUN, record.data, Detail)
-    count = record.count or 0
     function = Function(detail.hash, record.name, None, detail.is_async)
-    batch = Batch(session, run, function, _parameters(session, detail), count, TaskOptions(**detail.options))
+    parameters = _parameters(session, detail)
+    batch = Batch(session, run, function, parameters, record.count or 0, TaskOptions(**detail.options))
     batch.created_at, batch.source, batch.names = record.created_at, detail.source, tuple(detail.names)
-    batch.sent(0, count, record.created_at)
-    if here is not None:  # this session's own submits: their futures are told, this is filled from the backend
-        follow: Callable[[], None] = partial(_read, session, batch)
-    else:
-        follow = partial(tell_here, session, batch)
-        session.collector.expect(batch, count)
-    if count:
-        # Told first, then read: whatever is stored after the reading is told.
-        follow()
-        if here is None:
-            session.collector.fetch(run)
-        if not batch.over:
-            arguments = (session, batch, follow, RENEW_SECONDS if here is None else 0.5)
-            threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{run}", daemon=True).start()
+    batch.incomplete = bool(detail.labels) and not parameters
+    batch.sent(0, len(batch), record.created_at)
     return batch
 
 
@@ -205,7 +243,7 @@ def _read(session: Session, batch: Batch) -> None:
 def tell_here(session: Session, batch: Batch) -> None:
     """Have workers tell this session, too, what becomes of a run; for a while."""
     arguments = {"run": batch.run, "peer": session.peer, "seconds": FOLLOW_SECONDS}
-    session.control.tell("follow", arguments)
+    session.control.tell([("follow", arguments)])
 
 
 def _follow(session: Session, batch: Batch, follow: Callable[[], None], seconds: float) -> None:
@@ -220,8 +258,17 @@ def _follow(session: Session, batch: Batch, follow: Callable[[], None], seconds:
     stop()
 
 
-def _find(backend: Backend, run: str) -> RunRecord:
-    deadline = time.monotonic() + APPEAR_SECONDS
+def appears(backend: Backend, run: str, seconds: float) -> bool:
+    """Whether a run is written down within so long."""
+    try:
+        _find(backend, run, seconds)
+    except UnknownTask:
+        return False
+    return True
+
+
+def _find(backend: Backend, run: str, seconds: float = APPEAR_SECONDS) -> RunRecord:
+    deadline = time.monotonic() + seconds
     while (record := backend.load_run(run)) is None:
         if time.monotonic() > deadline:
             raise UnknownTask(f"no run {run!r} in {backend.url}: session.runs() lists those that are there")

@@ -111,6 +111,9 @@ class Session(concurrent.futures.Executor):
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
         self.recorder = Recorder(self)
+        self.revocations: list[tuple[str, int, int]] = []
+        self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
+        self.attaching = threading.Lock()
         self._shipper = Shipper()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -262,16 +265,21 @@ class Session(concurrent.futures.Executor):
 
     def launch(self, batch: Batch, kind: str, function: Any, chunksize: int | None = None) -> None:
         """Send a batch, and write it down."""
+        self.batches[batch.run] = batch
+        self.recorder.began(batch, kind, function)
+        self.send(batch, chunksize)
+
+    def send(self, batch: Batch, chunksize: int | None = None) -> None:
+        """Send a batch that is written down."""
         if len(batch):
             self.collector.expect(batch, len(batch))
-            self.recorder.began(batch, kind, function)
             self.outbox.send_batch(batch, chunksize)
 
     def repeat(self, batch: Batch, indices: list[int]) -> Batch:
         """A new batch of some calls of another."""
         from qnb.session.runs import load_code
 
-        if indices and not batch.parameters and batch.source is not None:
+        if indices and batch.incomplete:
             raise QnbError(f"the arguments of run {batch.run} were not kept: submit these calls again where they are")
         again = Batch(
             self,
@@ -338,8 +346,12 @@ class Session(concurrent.futures.Executor):
         self.backend.revoke_many(spans)
         asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
         replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
-        if len(replies) < len(asked):
-            return  # one that does not answer may be running them: its own outcome tells
+        if not self.backend.durable and self.backend.scheme == "rpc":
+            self.revocations += spans  # told to workers that come later; nothing else remembers it
+            if not asked:
+                return
+        if len(replies) < len(asked) or getattr(self.bus, "mute", False):
+            return  # one that does not answer, or cannot be seen, may be running them: its own outcome tells
         running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
         for run, first, count in spans:
             sink: Any = self.collector.sinks.get(run)
@@ -380,6 +392,7 @@ class Session(concurrent.futures.Executor):
     def forget(self, run: str) -> None:
         """Remove a run, its outcomes and its arguments from the backend."""
         self.backend.forget_run(run)
+        self.batches.pop(run, None)
 
     @property
     def control(self) -> Control:
@@ -424,7 +437,8 @@ class Session(concurrent.futures.Executor):
         self.flush()
         if cancel_futures:
             sinks: list[Any] = list(self.collector.sinks.values())
-            spans = [(sink.run, *span) for sink in sinks for span in sink.missing()]
+            own = [sink for sink in sinks if sink.run not in self.collector.followed]
+            spans = [(sink.run, *span) for sink in own for span in sink.missing()]
             if spans:
                 self.cancel_calls(spans)
         if wait:
@@ -434,7 +448,7 @@ class Session(concurrent.futures.Executor):
 
     def _finish(self) -> None:
         try:
-            self.collector.wait(lambda: self.closed or self.collector.pending <= 0, threading.Condition(), None)
+            self.collector.wait(lambda: self.closed or self.collector.own_pending <= 0, threading.Condition(), None)
         except QnbError:
             if not self.closed:  # closed meanwhile, and with it what was read from
                 raise
@@ -442,6 +456,9 @@ class Session(concurrent.futures.Executor):
 
     def close(self) -> None:
         """Leave: submits are sent, local workers finish what runs and end. What is queued at a broker stays there."""
+        if self._workers is not None and self._workers.shares_broker and not self.closed:
+            self.flush()
+            self._workers.stop()  # while the broker that they share is open
         self._leave()
         if self._workers is not None:
             self._workers.stop()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ASKED = 1000  # runs, and spans of each
+
 
 class Watch:
     """Looks for workers when calls are pending and nothing has been heard for a while."""
@@ -26,9 +28,10 @@ class Watch:
         """Nothing has been heard for a while: say why, where that can be seen."""
         session = self._session
         session.revive_workers()
+        there = session.bus.peers(WORKER_PREFIX)
         if not session.backend.blobs:
-            self._ask_again()
-        peers = [info for peer in session.bus.peers(WORKER_PREFIX) if (info := read_info(peer.info)) is not None]
+            self._ask_again([peer.peer for peer in there])
+        peers = [info for peer in there if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
         keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
         serving = [info for info in peers if session.queue in info.get("queues", ())]
@@ -40,6 +43,8 @@ class Watch:
             for sink in list(session.collector.sinks.values()):
                 for first, count in sink.missing():
                     session.collector.settled(sink, sink.fail(first, count, error))
+        elif getattr(session.bus, "mute", False):
+            return  # nobody can be seen here
         elif not self._told and (not peers or session.queue not in queues):
             self._told = True
             served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""
@@ -48,10 +53,16 @@ class Watch:
                 session.collector.pending, session.queue, session.broker_url, served,
             )  # fmt: skip
 
-    def _ask_again(self) -> None:
-        """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told."""
+    def _ask_again(self, workers: list[str]) -> None:
+        """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told.
+
+        Nor is there a backend that remembers what was revoked: workers that have come since are told.
+        """
         session = self._session
-        for sink in list(session.collector.sinks.values()):
-            spans = sink.missing()
-            if spans:
-                session.control.tell("outcomes", {"peer": session.peer, "run": sink.run, "spans": spans[:1000]})
+        commands: list[tuple[str, dict[str, object]]] = []
+        if session.revocations:
+            commands.append(("revoke", {"spans": list(session.revocations), "remember": False}))
+        for sink in list(session.collector.sinks.values())[:_ASKED]:
+            spans = sink.missing()[:_ASKED]
+            commands += [("outcomes", {"peer": session.peer, "run": sink.run, "spans": spans})] if spans else []
+        session.control.tell(commands, workers)

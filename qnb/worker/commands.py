@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.signing import NOTE
 from qnb.message import CANCELLED, DONE, FAILED, STATES, Command, Event, Note, Progress, Reply, split_task_id
-from qnb.worker.limits import per_second
+from qnb.worker.limits import per_second, seconds_or_none
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
@@ -28,6 +29,7 @@ class Commands:
         self._worker = worker
         self._watchers: dict[str, float] = {}
         self._followers: dict[str, dict[str, float]] = {}
+        self._lock = threading.Lock()  # commands come in one thread, outcomes are told in others
         self._events: list[Event] = []
 
     def run(self, command: Command) -> Reply:
@@ -69,6 +71,11 @@ class Commands:
         for lane in list(worker.lanes.values()):
             serial, index, started = lane.mark()
             state = worker.logic.lanes.get(lane.number)
+            if state is not None and state.is_async:  # many at once, and no mark of when each began
+                for each in list(state.given.values()):
+                    frame, open_now = each.piece.held.frame, sorted(each.open)[:_ACTIVE_LIMIT]
+                    running += [_row(frame.run, number, frame.function.name, lane.pid, None) for number in open_now]
+                continue
             given = state.given.get(serial) if state else None
             if given is not None:
                 frame = given.piece.held.frame
@@ -135,11 +142,11 @@ class Commands:
 
     def do_pool_grow(self, n: int = 1) -> object:
         """More lanes."""
-        return {"concurrency": self._worker.resize(n)}
+        return {"concurrency": self._worker.resize(_whole(n))}
 
     def do_pool_shrink(self, n: int = 1) -> object:
         """Fewer lanes."""
-        return {"concurrency": self._worker.resize(-n)}
+        return {"concurrency": self._worker.resize(-_whole(n))}
 
     def do_pause(self, queue: str) -> object:
         """Take nothing more from a queue for now."""
@@ -159,12 +166,14 @@ class Commands:
 
     def do_rate_limit(self, task: str, rate: str | float | None) -> object:
         """So many calls of a function a second, here."""
-        self._worker.limit(lambda limits: limits.limit_rate(task, per_second(rate), time.time()))
+        calls = per_second(rate)
+        self._worker.limit(lambda limits: limits.limit_rate(task, calls, time.time()))
         return self._worker.logic.limits.told()
 
     def do_time_limit(self, task: str, hard: float | None = None, soft: float | None = None) -> object:
         """How long a call of a function may run, here."""
-        self._worker.limit(lambda limits: limits.limit_time(task, hard, soft))
+        checked = seconds_or_none("hard", hard), seconds_or_none("soft", soft)
+        self._worker.limit(lambda limits: limits.limit_time(task, *checked))
         return self._worker.logic.limits.told()
 
     def do_outcomes(self, peer: str, run: str, spans: Any) -> object:
@@ -175,26 +184,26 @@ class Commands:
 
     def do_watch(self, peer: str, seconds: float = 10.0) -> object:
         """Tell events to a peer for so long."""
-        self._watchers[peer] = time.monotonic() + seconds
+        with self._lock:
+            self._watchers[peer] = time.monotonic() + seconds
         return "ok"
 
     def do_follow(self, run: str, peer: str, seconds: float = 10.0) -> object:
         """Tell a peer for so long what becomes of a run, besides the session that submitted it."""
-        self._followers.setdefault(run, {})[peer] = time.monotonic() + seconds
+        now = time.monotonic()
+        with self._lock:
+            for name in [name for name, peers in self._followers.items() if max(peers.values()) <= now]:
+                del self._followers[name]
+            self._followers.setdefault(run, {})[peer] = now + seconds
         return "ok"
 
     def followers(self, run: str) -> list[str]:
         """Who follows a run now."""
-        found = self._followers.get(run)
-        if not found:
+        if run not in self._followers:
             return []
         now = time.monotonic()
-        found = {peer: until for peer, until in found.items() if until > now}
-        if found:
-            self._followers[run] = found
-        else:
-            del self._followers[run]
-        return list(found)
+        with self._lock:
+            return [peer for peer, until in self._followers.get(run, {}).items() if until > now]
 
     # Events --------------------------------------------------------------------------------------------------
 
@@ -220,9 +229,18 @@ class Commands:
             return []
         events, self._events = self._events[-_EVENTS_A_TURN:], []
         now, seal = time.monotonic(), self._worker.signer.pack
-        self._watchers = {peer: until for peer, until in list(self._watchers.items()) if until > now}
-        bodies = [seal(NOTE, event) for event in events] if self._watchers else []
-        return [Note(peer, "event", body) for peer in self._watchers for body in bodies]
+        with self._lock:
+            for peer in [peer for peer, until in self._watchers.items() if until <= now]:
+                del self._watchers[peer]
+            watchers = list(self._watchers)
+        bodies = [seal(NOTE, event) for event in events] if watchers else []
+        return [Note(peer, "event", body) for peer in watchers for body in bodies]
+
+
+def _whole(n: object) -> int:
+    if type(n) is not int or n < 1:
+        raise ValueError(f"n={n!r}: give a whole number of lanes, 1 or more")
+    return n
 
 
 def worker_info(worker: Worker) -> dict[str, object]:

@@ -22,6 +22,15 @@ def per_second(rate: str | float | None) -> float | None:
     return float(found[1]) / _SECONDS[found[2] or "s"] or None
 
 
+def seconds_or_none(name: str, value: object) -> float | None:
+    """A time limit as it was asked for; ConfigurationError for what is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name}={value!r}: give seconds above 0, or None for no limit")
+    return float(value)
+
+
 @dataclass(slots=True)
 class _Bucket:
     """Tokens for calls that may start now; a second's worth is kept, and at least one."""

@@ -28,7 +28,7 @@ TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
 SHORT_SECONDS = 0.0002
 SLOWED_KEPT = 4  # pieces over their rate that stay here; further frames go back to the queue
-SLOWED_SECONDS = 60.0
+SLOWED_SECONDS = 5.0
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
@@ -486,6 +486,9 @@ class WorkerLogic:
             for given in lane.given.values():
                 piece = given.piece
                 if piece.held.frame.run != run:
+                    continue
+                if lane.is_async:  # where calls end in any order
+                    running += [index for index in sorted(given.open) if first <= index < first + count]
                     continue
                 # Calls that a lane has been given count as started: it cannot be asked to leave one out.
                 low, high = max(piece.first, first), min(piece.first + piece.count, first + count)

@@ -37,6 +37,7 @@ TICK_SECONDS = 0.05
 AWAKE_SECONDS = 2.0
 STAY_SECONDS = 0.001
 STILLBORN_LANES = 5
+MUTE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +373,7 @@ class Worker:
         """Presence, leases, commands. None of it waits for a lane or for the settling of outcomes."""
         lease = self.consumer.lease
         beat = extended = 0.0
+        looked, mute = time.monotonic(), getattr(self.bus, "mute", False)
         while not self.stopped.is_set():
             now = time.monotonic()
             try:
@@ -388,6 +390,9 @@ class Worker:
                             item.doubtful = True
                     if held:
                         self.consumer.extend_many(held, lease)
+                if mute and now - looked >= MUTE_SECONDS:
+                    looked = now
+                    self._read_revoked()
                 for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):
                     self._command(note)
                     beat = 0.0  # it may have changed what a worker says of itself
@@ -395,6 +400,13 @@ class Worker:
                 log.warning("bus of worker %s: %s", self.options.name, error)
                 self.stopped.wait(0.5)
         self.inbox.close()
+
+    def _read_revoked(self) -> None:
+        """Where no command can come: what was revoked stands in the backend."""
+        known = self.logic.revoked
+        spans = [(run, a, n) for run, a, n in self.backend.revoked() if (a, n) not in known.get(run, ())]
+        if spans:
+            self.revoke(spans, terminate=False)
 
     def _linger(self, now: float) -> None:
         if self.options.linger is None or self._closing:

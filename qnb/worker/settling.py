@@ -15,7 +15,7 @@ from qnb.codec.claims import lighten
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
-from qnb.errors import PayloadTooLarge, QnbError
+from qnb.errors import PayloadTooLarge, PublishFailed, QnbError
 from qnb.message import FAILED, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
 
@@ -153,7 +153,11 @@ class Settling:
 
     def _settle_in_steps(self, turn: Turn) -> Sequence[Stored]:
         if turn.publish:
-            self._broker.publish_many(turn.publish)
+            try:
+                self._broker.publish_many(turn.publish)
+            except PublishFailed as error:  # the others are there
+                turn.publish = list(error.failed)
+                raise
             turn.publish = []
         refused = self._backend.store_many(turn.store) if turn.store else []
         if turn.post:

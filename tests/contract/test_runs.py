@@ -183,12 +183,14 @@ def test_a_key_keeps_a_failure_too(session: qnb.Session, tmp_path: Path) -> None
             future.result(SECONDS)
 
 
-def test_a_key_whose_first_submit_never_came(session: qnb.Session, tmp_path: Path) -> None:
+def test_a_key_whose_first_submit_never_came(
+    session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel that died between taking the key and submitting: the next one submits."""
     from qnb.session import keyed
 
-    run, first = keyed._claim(session, str(tmp_path), session.new_run())
-    assert first
+    monkeypatch.setattr(keyed, "TAKEN_SECONDS", 0.2)
+    run = keyed._claim(session, str(tmp_path), session.new_run())
     future = session.task(abs).options(key=str(tmp_path)).submit(-5)
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
 
