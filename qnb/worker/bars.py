@@ -6,12 +6,10 @@ outside of tasks.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
 import io
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder  # importlib.abc takes longer to import than all of this lane
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +33,7 @@ def watch_imports(whole: bool) -> None:
             sys.meta_path.insert(0, _Finder(name))
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Finds one module as all others do, and has it changed once it has been loaded."""
 
     def __init__(self, name: str) -> None:
@@ -47,13 +45,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != self._name:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from qnb.message import task_id
 from qnb.worker.tape import voice_here
@@ -17,8 +18,7 @@ _LARGE = 2**63
 _TRACK_SECONDS = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
+class Current(msgspec.Struct, frozen=True):
     """The call that runs: `id` is `run:index`, `attempt` counts from 1, `deadline` is Unix time or None."""
 
     id: str

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from qnb.codec.output import Ring, shown
@@ -220,20 +219,24 @@ def share_console() -> None:
             setattr(sys, name, Shared(stream))
 
 
-@dataclass(slots=True, eq=False)
 class Voice:
     """What a call says while it runs; a lane that runs one call after the other has one voice for all.
 
     `where` gives the serial of the work, the index of the call, and the Unix time of its start.
     """
 
-    worker: str
-    where: Callable[[], tuple[int, int, float]]
-    tape: Tape
-    work: Work | None = None
-    steps: Steps | None = None  # serial, index, done, total, note: the newest progress
-    seen: tuple[int, int] = (0, 0)  # what ran when the teller looked last
-    told: Steps | None = None
+    __slots__ = ("seen", "steps", "tape", "told", "where", "work", "worker")
+
+    def __init__(
+        self, worker: str, where: Callable[[], tuple[int, int, float]], tape: Tape, work: Work | None = None
+    ) -> None:
+        self.worker = worker
+        self.where = where
+        self.tape = tape
+        self.work = work
+        self.steps: Steps | None = None  # serial, index, done, total, note: the newest progress
+        self.seen = (0, 0)  # what ran when the teller looked last
+        self.told: Steps | None = None
 
 
 # The voice of the call that runs in this thread or in this asyncio task; `WHOLE[0]` is that of a whole process.
