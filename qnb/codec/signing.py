@@ -113,6 +113,17 @@ class Signer:
 
     def unseal(self, purpose: bytes, data: bytes) -> bytes:
         """The body, once its MAC is seen to hold; BadMessage or BadSignature otherwise."""
+        head, key = data[:7], self._key
+        if head != key.head + purpose or len(data) < _BODY:  # not as most are: encrypted, of another key, or refused
+            key = self._key_of(purpose, data)
+            if head[6:].isupper():
+                return key.cipher.decrypt(head, data)
+        body = data[_BODY:]
+        if not hmac.compare_digest(data[7:_BODY], key.mac(head, body)):
+            raise BadSignature("the signature does not hold: the message was changed on the way, and is not opened")
+        return body
+
+    def _key_of(self, purpose: bytes, data: bytes) -> _Key:
         encrypted = data[6:7].isupper()
         if len(data) < (_SMALLEST if encrypted else _BODY) or data[:1] != b"q":
             raise BadMessage(f"{len(data)} bytes that are not a message of qnb: something else writes to this queue")
@@ -120,30 +131,22 @@ class Signer:
             raise BadMessage(
                 f"a message of wire version {data[1]}, this qnb speaks {WIRE_VERSION}: use the same qnb on both sides"
             )
-        head, key = data[:7], self._key
-        if head[:6] != key.head:
-            other = self._others.get(head[:6])
-            if other is None:
-                raise BadSignature(
-                    f"signed with key {head[2:6].hex()}, this side has key {' and '.join(self.key_ids)}: "
-                    "give both the same key (QNB_KEY, or Session(key=…) and `qnb worker --key-file`)"
-                )
-            key = other
-        if head[6:] != (purpose.upper() if encrypted else purpose):
-            raise BadSignature(f"sealed for purpose {head[6:]!r}, not {purpose!r}: refused")
-        if encrypted:
-            return key.cipher.decrypt(head, data)
-        body = data[_BODY:]
-        if not hmac.compare_digest(data[7:_BODY], key.mac(head, body)):
-            raise BadSignature("the signature does not hold: the message was changed on the way, and is not opened")
-        return body
+        key = self._key if data[:6] == self._key.head else self._others.get(data[:6])
+        if key is None:
+            raise BadSignature(
+                f"signed with key {data[2:6].hex()}, this side has key {' and '.join(self.key_ids)}: "
+                "give both the same key (QNB_KEY, or Session(key=…) and `qnb worker --key-file`)"
+            )
+        if data[6:7] != (purpose.upper() if encrypted else purpose):
+            raise BadSignature(f"sealed for purpose {data[6:7]!r}, not {purpose!r}: refused")
+        return key
 
     def pack(self, purpose: bytes, message: msgspec.Struct) -> bytes:
         """Encode and seal a struct of message.py; encrypted when the run is that it is about."""
         body = _encoder.encode(message)
-        run: str = getattr(message, "run", "")
-        if run.endswith(ENCRYPTED) and not self._encrypts:
-            return self._encrypting().seal(purpose, body)
+        if self._encrypts or getattr(message, "run", "")[-1:] == ENCRYPTED:
+            key = self._key
+            return key.cipher.encrypt(key.head + purpose.upper(), body)
         return self.seal(purpose, body)
 
     def unpack(self, purpose: bytes, data: bytes, kind: type[T]) -> T:
