@@ -326,8 +326,8 @@ class Session(concurrent.futures.Executor):
             cancel()
             print(f"{what} is cancelled; what runs goes on to its end", file=sys.stderr)
             return
-        print(f"{what} goes on; interrupt once more within a second to cancel it", file=sys.stderr, flush=True)
         try:
+            print(f"{what} goes on; interrupt once more within a second to cancel it", file=sys.stderr, flush=True)
             time.sleep(AGAIN_SECONDS)
         except KeyboardInterrupt:
             cancel()
