@@ -90,7 +90,8 @@ def test_stopped_worker(url: str, open_session: OpenSession, workers: Workers, l
     ledger = log.ledger("worker SIGSTOP past its lease", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
     # At most what was in its hands: one small frame, whose results by rpc: nobody else can look up.
-    assert ledger.run_twice <= 8
+    # At most what was in its hands; where results are kept nowhere, also what it had ended and could not settle.
+    assert ledger.run_twice <= (CALLS // 2 if partner_url(url) == "rpc:" else 8)
 
 
 KERNEL = """
