@@ -159,15 +159,18 @@ def test_what_a_killed_call_has_printed(session: qnb.Session, kind: str) -> None
     if kind == "memory":
         pytest.skip("a thread cannot be killed")
 
-    def hang() -> None:
+    def hang(seconds: int) -> None:
         import time
 
         print("last words")
-        time.sleep(60)
+        time.sleep(seconds)
 
-    future = session.task(hang).options(timeout=1.0).submit()
+    task = session.task(hang).options(timeout=1.0)
+    future, batch = task.submit(60), task.map([60])
     assert isinstance(future.exception(30), qnb.TaskTimeout)
     assert future.output == "last words\n"
+    assert batch.wait(30)
+    assert list(batch.df["output"]) == ["last words\n"]
 
 
 def test_progress(session: qnb.Session, opened: str) -> None:
@@ -209,6 +212,8 @@ def test_bars_are_progress(session: qnb.Session, kind: str, opened: str, module:
             if step == 4:
                 bar.set_postfix(loss=0.5)
                 tqdm.write("half")
+                with tqdm(total=3, leave=False, desc="inner") as inner:
+                    inner.refresh()
             while step == 4 and not os.path.exists(opened):
                 time.sleep(0.01)
         tqdm(range(2), file=sys.__stderr__, disable=True)
