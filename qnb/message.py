@@ -177,7 +177,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened, told to watchers. `kind` is like "task-done" or "worker-online"; `at` is Unix time."""
+    """Something that happened, told to watchers. `kind` is like "task-done"; `at` is Unix time."""
 
     kind: str
     at: float
