@@ -6,18 +6,22 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import qnb
+from qnb.brokers.base import Turn
 from qnb.codec.output import Heard, Ring, shown
 from qnb.codec.signing import OUTCOMES, Signer, encode
-from qnb.message import Outcomes
+from qnb.message import Outcomes, Stored
 from qnb.worker.inside import _plain, progress, track
 from qnb.worker.protocol import Report, Work
 from qnb.worker.runner import HOLD_OUTPUT, LITTLE_OUTPUT, Runner
+from qnb.worker.settling import Settling
 from qnb.worker.tape import VOICE, Console, Spill, Tape, Voice, sound, spill_file
 from qnb.worker.teller import LIVE_CHARACTERS, VOICES, Teller, hear, last_steps
 
@@ -270,3 +274,24 @@ def test_who_wrote_past_python(spill: int) -> None:
         outcomes = signer.unpack(OUTCOMES, done[3], Outcomes)
         found |= {first + position: text for position, text in outcomes.outputs.items()}
     assert found == {number: f"{number}\n" for number in (1, 3, 5, 7, 9, 11)}
+
+
+def test_no_call_fails_for_what_it_printed() -> None:
+    """Where a message has a limit and nothing takes blobs, the output goes and the value stays."""
+    signer = Signer(b"k" * 20)
+    limits = SimpleNamespace(message_bytes=10_000)
+    worker: Any = SimpleNamespace(
+        signer=signer,
+        broker=SimpleNamespace(features=SimpleNamespace(limits=limits), partner=lambda backend: None),
+        backend=SimpleNamespace(blobs=False, url="small:"),
+        bus=None,
+        consumer=None,
+        commands=SimpleNamespace(followers=lambda run: []),
+    )
+    outcomes = Outcomes("r", 0, 1, b"", b"m" + encode([17]), b"", "w", outputs={0: "x" * 20_000})
+    turn = Turn()
+    Settling(worker)._add_outcome(turn, Stored("r", 0, 1, signer.pack(OUTCOMES, outcomes)), "s.me")
+    [kept] = [signer.unpack(OUTCOMES, record.data, Outcomes) for record in turn.store]
+    assert (kept.values, kept.states, kept.failures) == (outcomes.values, b"", {})
+    assert "left out" in kept.outputs[0]
+    assert [note.kind for note in turn.post] == ["outcomes"]
