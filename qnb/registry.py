@@ -26,14 +26,14 @@ _REDIS = "redis rediss redis+sentinel redis+socket redis+cluster rediss+cluster"
 
 # Looked up before the entry points of others: reading an environment's entry points takes longer than connecting.
 _ADAPTERS = (
-    _Own("sqlite", None, "qnb.brokers.sqlite:SqliteBroker", "qnb.backends.sql:SqlBackend"),
-    _Own("memory", None, "qnb.brokers.memory:MemoryBroker", "qnb.backends.memory:MemoryBackend"),
-    _Own(_REDIS, "redis", "qnb.brokers.redis:RedisBroker", "qnb.backends.redis:RedisBackend"),
-    _Own("amqp amqps", "rabbitmq", "qnb.brokers.rabbitmq:RabbitBroker"),
-    _Own("sqs", "sqs", "qnb.brokers.sqs:SqsBroker"),
-    _Own("kafka", "kafka", "qnb.brokers.kafka:KafkaBroker"),
-    _Own("zookeeper", "zookeeper", "qnb.brokers.zookeeper:ZookeeperBroker"),
-    _Own("pubsub", "pubsub", "qnb.brokers.pubsub:PubsubBroker"),
+    _Own("sqlite", None, "qnb.brokers.sqlite.broker:SqliteBroker", "qnb.backends.sql:SqlBackend"),
+    _Own("memory", None, "qnb.brokers.memory.broker:MemoryBroker", "qnb.backends.memory:MemoryBackend"),
+    _Own(_REDIS, "redis", "qnb.brokers.redis.broker:RedisBroker", "qnb.backends.redis:RedisBackend"),
+    _Own("amqp amqps", "rabbitmq", "qnb.brokers.rabbitmq.broker:RabbitBroker"),
+    _Own("sqs", "sqs", "qnb.brokers.sqs.broker:SqsBroker"),
+    _Own("kafka", "kafka", "qnb.brokers.kafka.broker:KafkaBroker"),
+    _Own("zookeeper", "zookeeper", "qnb.brokers.zookeeper.broker:ZookeeperBroker"),
+    _Own("pubsub", "pubsub", "qnb.brokers.pubsub.broker:PubsubBroker"),
     _Own("rpc", None, backend="qnb.backends.rpc:RpcBackend"),
     _Own("postgresql mysql", "sql", backend="qnb.backends.sql:SqlBackend"),
     _Own("cassandra", "cassandra", backend="qnb.backends.cassandra:CassandraBackend"),

@@ -242,7 +242,7 @@ def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], No
 
 
 def _spoil_redis(url: str, queue: str) -> None:
-    from qnb.brokers.redis import RedisBroker
+    from qnb.brokers.redis.broker import RedisBroker
 
     broker = RedisBroker(url)
     broker._client.one("SET", f"{broker._base}q0:{queue}", "not a stream")
@@ -307,7 +307,7 @@ def _spoil_zookeeper(url: str, queue: str) -> None:
     from kazoo.security import make_acl
 
     from qnb.brokers.base import QueueSpec
-    from qnb.brokers.zookeeper import ZookeeperBroker
+    from qnb.brokers.zookeeper.broker import ZookeeperBroker
 
     broker = ZookeeperBroker(url)
     broker.declare(QueueSpec(queue))
@@ -322,7 +322,7 @@ _ZOOKEEPER = Case("zookeeper", _zookeeper, restart=_restart_zookeeper, spoil=_sp
 
 def _restart_rabbit(services: Services) -> tuple[str, Callable[[], None]]:
     from qnb.brokers.base import QueueSpec
-    from qnb.brokers.rabbitmq_admin import YOUNG_SECONDS
+    from qnb.brokers.rabbitmq.admin import YOUNG_SECONDS
     from qnb.registry import open_broker
 
     server = services.own(RabbitServer)
@@ -341,7 +341,7 @@ def _restart_rabbit(services: Services) -> tuple[str, Callable[[], None]]:
 def _spoil_rabbit(url: str, queue: str) -> None:
     import pika
 
-    from qnb.brokers.rabbitmq_names import Names
+    from qnb.brokers.rabbitmq.names import Names
     from qnb.settings import parse_url
 
     address = parse_url(url)

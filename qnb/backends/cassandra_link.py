@@ -32,7 +32,7 @@ from cassandra.policies import ConstantReconnectionPolicy, DCAwareRoundRobinPoli
 from cassandra.protocol import ErrorMessage
 from cassandra.query import BatchStatement, SimpleStatement, tuple_factory
 
-from qnb.brokers.sqlite_schema import table_prefix
+from qnb.brokers.sqlite.schema import table_prefix
 from qnb.errors import AccessDenied, BackendUnavailable, ConfigurationError, PayloadTooLarge, QnbError
 from qnb.settings import Address
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from qnb.backends.base import RESULT_SECONDS
-from qnb.brokers.memory import memory_place
+from qnb.brokers.memory.broker import memory_place
 from qnb.errors import BackendUnavailable
 from qnb.message import RunRecord, Stored
 from qnb.settings import parse_url

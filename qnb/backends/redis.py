@@ -22,11 +22,11 @@ from typing import ClassVar
 from msgspec import msgpack
 
 from qnb.backends.base import RESULT_SECONDS
-from qnb.brokers.redis import base_of, client_options
-from qnb.brokers.redis_client import BACKEND, Client
-from qnb.brokers.redis_link import Command, target_of
-from qnb.brokers.redis_server import check_server
-from qnb.brokers.redis_settle import HEAD_BITS, Home, check_size, settle_command
+from qnb.brokers.redis.broker import base_of, client_options
+from qnb.brokers.redis.client import BACKEND, Client
+from qnb.brokers.redis.link import Command, target_of
+from qnb.brokers.redis.server import check_server
+from qnb.brokers.redis.settle import HEAD_BITS, Home, check_size, settle_command
 from qnb.message import RunRecord, Stored
 from qnb.settings import parse_url
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from qnb.backends.base import RESULT_SECONDS
 from qnb.backends.spans import join
 from qnb.backends.sql_engine import Engine, FileEngine
-from qnb.brokers.sqlite_schema import BACKEND_TABLES, table_prefix
+from qnb.brokers.sqlite.schema import BACKEND_TABLES, table_prefix
 from qnb.errors import BackendUnavailable
 from qnb.message import RunRecord, Stored
 from qnb.settings import embedded_path, parse_url

@@ -20,7 +20,7 @@ from qnb.backends.sql_server import (
     schema_of,
     table_names,
 )
-from qnb.brokers.sqlite_schema import backend_statements, extents_of, round_expiry
+from qnb.brokers.sqlite.schema import backend_statements, extents_of, round_expiry
 from qnb.errors import MissingLibrary, PayloadTooLarge
 from qnb.message import Stored
 from qnb.settings import Address

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from qnb.brokers.sqlite_file import Database
-from qnb.brokers.sqlite_outcomes import OutcomeWriter
-from qnb.brokers.sqlite_schema import BACKEND_TABLES, backend_statements
+from qnb.brokers.sqlite.file import Database
+from qnb.brokers.sqlite.outcomes import OutcomeWriter
+from qnb.brokers.sqlite.schema import BACKEND_TABLES, backend_statements
 from qnb.errors import BackendUnavailable
 from qnb.message import Stored
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qnb.brokers.sqlite_file import BUSY_SECONDS, PRAGMAS
-from qnb.brokers.sqlite_schema import BACKEND_TABLES, table_prefix
+from qnb.brokers.sqlite.file import BUSY_SECONDS, PRAGMAS
+from qnb.brokers.sqlite.schema import BACKEND_TABLES, table_prefix
 from qnb.errors import (
     AccessDenied,
     BackendUnavailable,

@@ -19,7 +19,7 @@ from typing import Protocol
 from qnb.brokers.base import PRESENCE_SECONDS, Presence
 from qnb.brokers.bus_parts import PART, PING, Incoming, Outgoing, ping, pong, read
 from qnb.brokers.bus_sweep import Sweeper
-from qnb.brokers.memory_bus import Gate
+from qnb.brokers.memory.bus import Gate
 from qnb.errors import QnbError
 from qnb.message import Note
 

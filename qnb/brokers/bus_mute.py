@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from qnb.brokers.base import Presence
-from qnb.brokers.memory_bus import Gate
+from qnb.brokers.memory.bus import Gate
 from qnb.message import Note
 
 

@@ -19,7 +19,7 @@ from tests.bench.table import Figure, Line, beside
 _TIMED = "import time; begun = time.perf_counter(); {}; print(time.perf_counter() - begun)"
 
 # `import celery` loads next to nothing until a name of it is used; so what a client over Redis loads is compared too.
-_QNB_CLIENT = "from qnb import Session; import qnb.brokers.redis, qnb.backends.redis"
+_QNB_CLIENT = "from qnb import Session; import qnb.brokers.redis.broker, qnb.backends.redis"
 _CELERY_CLIENT = "from celery import Celery; import kombu.transport.redis, celery.backends.redis"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import qnb
-from qnb.brokers import redis_server
+from qnb.brokers.redis import server as redis_server
 from qnb.codec import functions
 from qnb.codec.signing import FRAME, Signer
 from qnb.message import Envelope, Frame, Function

@@ -22,7 +22,7 @@ OpenSession = Callable[[str], qnb.Session]
 CALLS = 60
 
 
-@pytest.mark.filterwarnings("ignore::qnb.brokers.redis_server.RedisSettingsWarning")
+@pytest.mark.filterwarnings("ignore::qnb.brokers.redis.server.RedisSettingsWarning")
 @pytest.mark.timeout(240)
 def test_killed_server(server: Ground, open_session: OpenSession, workers: Workers, log: Log) -> None:
     assert server.restart is not None

@@ -76,9 +76,9 @@ def spoil(url: str, queue: str) -> None:
     """Make a queue that refuses messages: its topic wants them to be of a schema."""
     from google.pubsub_v1.types import pubsub, schema
 
-    from qnb.brokers import pubsub_types as types
-    from qnb.brokers.pubsub import PubsubBroker
-    from qnb.brokers.pubsub_link import CREATE_TOPIC, Method
+    from qnb.brokers.pubsub import types as types
+    from qnb.brokers.pubsub.broker import PubsubBroker
+    from qnb.brokers.pubsub.link import CREATE_TOPIC, Method
 
     def plain(kind: Any) -> Any:
         return type(kind.pb(kind()))

@@ -21,8 +21,8 @@ from typing import Any
 
 from google.pubsub_v1.types import schema as _schema
 
-from qnb.brokers import pubsub_types as types
-from qnb.brokers.pubsub_types import grpc
+from qnb.brokers.pubsub import types as types
+from qnb.brokers.pubsub.types import grpc
 
 Code = grpc.StatusCode
 _DETACHED = "_deleted-topic_"

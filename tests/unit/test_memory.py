@@ -11,7 +11,7 @@ import pytest
 
 from qnb.backends.memory import MemoryBackend
 from qnb.brokers.base import QueueSpec, Turn
-from qnb.brokers.memory import MemoryBroker
+from qnb.brokers.memory.broker import MemoryBroker
 from qnb.errors import BackendUnavailable, BrokerUnavailable
 from qnb.message import Envelope, Note, Stored
 

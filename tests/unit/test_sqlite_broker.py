@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from qnb.backends.sql import SqlBackend
-from qnb.brokers import bell
 from qnb.brokers.base import QueueSpec, Turn
-from qnb.brokers.sqlite import SqliteBroker
-from qnb.brokers.sqlite_file import translate
+from qnb.brokers.sqlite import bell
+from qnb.brokers.sqlite.broker import SqliteBroker
+from qnb.brokers.sqlite.file import translate
 from qnb.errors import BrokerUnavailable, ConfigurationError, StorageFull
 from qnb.message import Envelope, Note, Stored
 
@@ -49,7 +49,7 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_import_is_light() -> None:
     heavy = "sqlalchemy", "asyncio", "pandas", "IPython"
-    code = f"import sys, qnb.brokers.sqlite, qnb.backends.sql; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, qnb.brokers.sqlite.broker, qnb.backends.sql; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -135,7 +135,7 @@ def test_what_falls_due_soon_wakes_a_waiting_consumer(broker: SqliteBroker, othe
 
 def test_the_bells_of_the_killed_are_taken_down(broker: SqliteBroker, url: str) -> None:
     code = (
-        f"from qnb.brokers.sqlite import SqliteBroker; broker = SqliteBroker({url!r});"
+        f"from qnb.brokers.sqlite.broker import SqliteBroker; broker = SqliteBroker({url!r});"
         "consumer = broker.consume(['q'], prefetch=1); print(flush=True); consumer.receive_many(1, 60)"
     )
     for _ in range(3):
@@ -310,7 +310,7 @@ def test_waits_for_a_writer_that_takes_its_time(broker: SqliteBroker, url: str, 
 def test_a_writer_that_never_ends_is_named(
     broker: SqliteBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qnb.brokers.sqlite_file.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("qnb.brokers.sqlite.file.BUSY_SECONDS", 0.2)
     writer = sqlite3.connect(tmp_path / "qnb.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     with pytest.raises(BrokerUnavailable, match=r"qnb\.db has been locked"):

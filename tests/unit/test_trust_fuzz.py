@@ -20,10 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qnb.brokers import bus_parts, sqs_body
-from qnb.brokers.zookeeper_names import opened_pack
-from qnb.brokers.zookeeper_presence import Card, opened_card
-from qnb.brokers.zookeeper_queue import opened_letter
+from qnb.brokers import bus_parts
+from qnb.brokers.sqs import body as sqs_body
+from qnb.brokers.zookeeper.names import opened_pack
+from qnb.brokers.zookeeper.presence import Card, opened_card
+from qnb.brokers.zookeeper.queue import opened_letter
 from qnb.codec.outcomes import read_times, slice_outcomes
 from qnb.codec.payloads import (
     count_calls,

@@ -10,7 +10,7 @@ from common import WORKDIR
 class Adapter(_A):
     name, label = "qnb_embedded", "qnb / embedded SQLite file (--concurrency 2)"
     broker = None
-    import_stmt = "from qnb import Session; import qnb.brokers.sqlite, qnb.backends.sql"
+    import_stmt = "from qnb import Session; import qnb.brokers.sqlite.broker, qnb.backends.sql"
     file = f"{WORKDIR}/qnb.db"
     url = f"sqlite:///{file}"
 

@@ -11,7 +11,7 @@ from common import PY, REDIS_URL, Base
 class Adapter(Base):
     name, label = "qnb_redis", "qnb / Redis streams + Redis results (--concurrency 2)"
     venv, broker = "qnb", "redis"
-    import_stmt = "from qnb import Session; import qnb.brokers.redis, qnb.backends.redis"
+    import_stmt = "from qnb import Session; import qnb.brokers.redis.broker, qnb.backends.redis"
     has_map = True
     modes = ("default",)
     n = {"W1": 10000, "W2": 500, "W3": 200, "W4": 100000, "W6": 100000, "W7": 200}  # noqa: RUF012

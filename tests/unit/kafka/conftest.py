@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qnb.brokers.kafka import KafkaBroker
+from qnb.brokers.kafka.broker import KafkaBroker
 from tests.servers.kafka import KafkaServer
 from tests.services import Services, with_options
 

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 
 from qnb.brokers.base import Delivery
-from qnb.brokers.kafka import KafkaBroker
-from qnb.brokers.kafka_consumer import KafkaConsumer
+from qnb.brokers.kafka.broker import KafkaBroker
+from qnb.brokers.kafka.consumer import KafkaConsumer
 from qnb.message import Envelope
 from tests.services import with_options
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from qnb.brokers.kafka_ledger import METADATA_BYTES, Ledger, not_waiting
+from qnb.brokers.kafka.ledger import METADATA_BYTES, Ledger, not_waiting
 
 SPAN = 40
 offsets = st.integers(0, SPAN - 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qnb.brokers.pubsub import PubsubBroker
+from qnb.brokers.pubsub.broker import PubsubBroker
 from tests.servers.pubsub_double import Double
 
 Open = Callable[..., PubsubBroker]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qnb.brokers.pubsub import PubsubBroker
-from qnb.brokers.pubsub_target import Target, target_of
+from qnb.brokers.pubsub.broker import PubsubBroker
+from qnb.brokers.pubsub.target import Target, target_of
 from qnb.errors import AccessDenied, BrokerUnavailable, ConfigurationError, PayloadTooLarge, PublishFailed, Unsupported
 from qnb.message import Envelope
 from qnb.settings import parse_url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from qnb.brokers import pubsub_later
+from qnb.brokers.pubsub import later as pubsub_later
 from qnb.message import Envelope
 from tests.conformance.help import Later, bodies, messages, nothing, take
 from tests.servers.pubsub_double import Double, Subscription

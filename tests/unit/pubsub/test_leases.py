@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qnb.brokers.base import Delivery
-from qnb.brokers.pubsub_leases import Held, Leases
-from qnb.brokers.pubsub_pulls import Source
+from qnb.brokers.pubsub.leases import Held, Leases
+from qnb.brokers.pubsub.pulls import Source
 
 SOURCE = Source("q", 0, "qnb+q", 10)
 

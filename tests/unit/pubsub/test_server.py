@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from qnb.brokers import pubsub_types as types
 from qnb.brokers.base import QueueSpec
-from qnb.brokers.pubsub_link import GET_SUBSCRIPTION, PUBLISH
-from qnb.brokers.pubsub_shelf import batches, message
+from qnb.brokers.pubsub import types as types
+from qnb.brokers.pubsub.link import GET_SUBSCRIPTION, PUBLISH
+from qnb.brokers.pubsub.shelf import batches, message
 from qnb.message import Envelope, Note
 from tests.conformance.help import Later, bodies, messages, nothing, numbered, read, take
 from tests.servers.pubsub_double import Double
@@ -80,7 +80,7 @@ def test_a_topic_made_anew_gets_its_subscription_back(broker: Open) -> None:
 
 
 def _delete_topic(name: str) -> tuple[object, object]:
-    from qnb.brokers.pubsub_link import DELETE_TOPIC
+    from qnb.brokers.pubsub.link import DELETE_TOPIC
 
     return DELETE_TOPIC, types.DeleteTopicRequest(topic=name)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qnb.brokers.base import Delivery
-from qnb.brokers.rabbitmq_held import GONE, HELD, Held, Ledger
+from qnb.brokers.rabbitmq.held import GONE, HELD, Held, Ledger
 
 
 def held(tag: int, name: str = "", priority: int = 0) -> Held:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from qnb.brokers.rabbitmq_names import LONGEST_DELAY, Names, delay_ms
-from qnb.brokers.rabbitmq_wire import Content, Properties, Splitter, decode_header, encode_content
+from qnb.brokers.rabbitmq.names import LONGEST_DELAY, Names, delay_ms
+from qnb.brokers.rabbitmq.wire import Content, Properties, Splitter, decode_header, encode_content
 from qnb.errors import ConfigurationError, Unsupported
 
 

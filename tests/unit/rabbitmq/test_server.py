@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qnb.brokers.base import QueueSpec
-from qnb.brokers.rabbitmq import RabbitBroker
+from qnb.brokers.rabbitmq.broker import RabbitBroker
 from qnb.errors import AccessDenied, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from tests.servers.base import free_port

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_link import Command, Link
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.link import Command, Link
 from tests.services import Services, with_options
 
 

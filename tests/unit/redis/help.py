@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_consumer import RedisConsumer
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.consumer import RedisConsumer
 
 
 def keys(broker: RedisBroker) -> set[str]:

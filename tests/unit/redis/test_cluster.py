@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qnb.backends.redis import RedisBackend
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_client import Client
-from qnb.brokers.redis_link import CONNECT_SECONDS, ServerError, slot_of, target_of
-from qnb.brokers.redis_route import cluster_of
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.client import Client
+from qnb.brokers.redis.link import CONNECT_SECONDS, ServerError, slot_of, target_of
+from qnb.brokers.redis.route import cluster_of
 from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope, Stored
 from qnb.settings import parse_url
@@ -244,7 +244,7 @@ def test_nodes_without_a_name_are_where_they_were_asked() -> None:
 def test_a_node_that_hangs_does_not_hold_the_others(
     cluster: RedisCluster, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qnb.brokers.redis_route.random.shuffle", lambda nodes: None)  # the silent one is asked first
+    monkeypatch.setattr("qnb.brokers.redis.route.random.shuffle", lambda nodes: None)  # the silent one is asked first
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         url = f"redis+cluster://127.0.0.1:{port},127.0.0.1:{cluster.nodes[0].port}/?prefix={services.word()}"

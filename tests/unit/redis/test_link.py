@@ -13,8 +13,8 @@ from urllib.parse import quote
 import pytest
 
 from qnb.backends.redis import RedisBackend
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_link import target_of
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.link import target_of
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from qnb.settings import parse_url
@@ -280,7 +280,7 @@ def test_credentials_that_are_none(
 
 def test_importing_is_light() -> None:
     """A cold script has 0.15 s for everything; redis-py alone would take more."""
-    code = "import sys, qnb.brokers.redis, qnb.backends.redis; print(sorted(sys.modules))"
+    code = "import sys, qnb.brokers.redis.broker, qnb.backends.redis; print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("redis", "asyncio", "ssl", "urllib.request", "http"):
         assert f"'{heavy}'" not in loaded

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from qnb.backends.redis import RedisBackend
-from qnb.brokers.redis import RedisBroker
+from qnb.brokers.redis.broker import RedisBroker
 from qnb.errors import BackendUnavailable, BrokerUnavailable
 from qnb.message import Envelope, Note, Stored
 from tests.services import Services, with_options
@@ -104,7 +104,7 @@ class Hole:
 
 
 def test_a_connection_that_went_dead_in_silence(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qnb.brokers.redis_client.REPLY_SECONDS", 0.5)
+    monkeypatch.setattr("qnb.brokers.redis.client.REPLY_SECONDS", 0.5)
     server = services.shared("redis")
     hole = Hole(server.port)
     broker = RedisBroker(f"redis://127.0.0.1:{hole.port}/0?prefix={services.word()}")
@@ -127,7 +127,7 @@ def test_a_link_that_idled_is_tried_before_use(services: Services, monkeypatch: 
     broker.publish_many([Envelope("q", b"x")])
     assert len(broker._client._idle) == 1
     broker.publish_many([Envelope("q", b"x")])
-    monkeypatch.setattr("qnb.brokers.redis_client._PING_SECONDS", 0.2)
+    monkeypatch.setattr("qnb.brokers.redis.client._PING_SECONDS", 0.2)
     hole.open.clear()
     threading.Timer(0.1, hole.open.set).start()
     begun = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qnb.backends.redis import RedisBackend
-from qnb.brokers.redis import RedisBroker
+from qnb.brokers.redis.broker import RedisBroker
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, PublishFailed
 from qnb.message import Envelope
 from tests.servers.base import free_port

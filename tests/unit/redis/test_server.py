@@ -8,9 +8,9 @@ import warnings
 import pytest
 
 from qnb.backends.redis import RedisBackend
-from qnb.brokers import redis_server
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_server import RedisSettingsWarning
+from qnb.brokers.redis import server as redis_server
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.server import RedisSettingsWarning
 from qnb.errors import PayloadTooLarge, StorageFull
 from qnb.message import Envelope, Note, Stored
 from tests.services import Services, with_options
@@ -101,7 +101,7 @@ def test_a_release_that_finds_no_memory_loses_nothing(services: Services) -> Non
 
 
 def test_more_than_redis_takes_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qnb.brokers.redis_settle.LARGEST_VALUE", 1000)
+    monkeypatch.setattr("qnb.brokers.redis.settle.LARGEST_VALUE", 1000)
     backend = RedisBackend(url)
     for store in (
         lambda: backend.store_many([Stored("run", 0, 1, bytes(1001))]),

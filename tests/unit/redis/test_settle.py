@@ -9,8 +9,8 @@ import pytest
 
 from qnb.backends.redis import RedisBackend
 from qnb.brokers.base import Turn
-from qnb.brokers.redis import RedisBroker
-from qnb.brokers.redis_consumer import RedisConsumer
+from qnb.brokers.redis.broker import RedisBroker
+from qnb.brokers.redis.consumer import RedisConsumer
 from qnb.errors import StorageFull
 from qnb.message import Envelope, Note, Stored
 from tests.services import Services
@@ -21,7 +21,7 @@ from tests.unit.redis.help import consume
 @pytest.fixture(params=["plain", "script"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The two ways in which a turn is settled."""
-    monkeypatch.setattr("qnb.brokers.redis_settle._PLAIN_PARTS", 1000 if request.param == "plain" else 0)
+    monkeypatch.setattr("qnb.brokers.redis.settle._PLAIN_PARTS", 1000 if request.param == "plain" else 0)
     return str(request.param)
 
 
@@ -109,7 +109,7 @@ def test_an_ack_looks_when_the_lease_may_be_over(broker: RedisBroker, monkeypatc
     held = consumer.receive_many(2, 5.0)
     assert consumer.surely_holds(held)
     now = time.monotonic()
-    monkeypatch.setattr("qnb.brokers.redis_consumer.time.monotonic", lambda: now + consumer.lease * 0.6)
+    monkeypatch.setattr("qnb.brokers.redis.consumer.time.monotonic", lambda: now + consumer.lease * 0.6)
     assert not consumer.surely_holds(held)
     consumer.extend_many(held[:1], consumer.lease)
     assert consumer.surely_holds(held[:1])
@@ -123,7 +123,7 @@ def test_an_ack_looks_when_the_lease_may_be_over(broker: RedisBroker, monkeypatc
 
 
 def test_an_outcome_that_is_stored_and_posted_travels_once(broker: RedisBroker, url: str) -> None:
-    from qnb.brokers.redis_settle import settle_command
+    from qnb.brokers.redis.settle import settle_command
 
     backend = RedisBackend(url)
     data = bytes(100_000)

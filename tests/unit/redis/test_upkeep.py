@@ -9,7 +9,7 @@ import pytest
 
 from qnb.backends.redis import RedisBackend
 from qnb.brokers.base import Turn
-from qnb.brokers.redis import RedisBroker
+from qnb.brokers.redis.broker import RedisBroker
 from qnb.message import Envelope, Note, Stored
 from tests.services import Services, with_options
 from tests.unit.redis.help import consume, keys

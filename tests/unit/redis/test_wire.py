@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import hiredis
 import pytest
 
-from qnb.brokers import redis_link
-from qnb.brokers.redis_link import Command, Link
+from qnb.brokers.redis import link as redis_link
+from qnb.brokers.redis.link import Command, Link
 
 LARGE = 70_000
 SMALL: Command = ("XADD", "k", "*", "b", b"x" * 10, 7)
@@ -84,7 +84,7 @@ def test_replies(ends: tuple[Link, socket.socket]) -> None:
 
 INTERRUPTED = """
 import signal, sys, time
-from qnb.brokers.redis_link import _pack
+from qnb.brokers.redis.link import _pack
 
 def interrupt(*_):
     raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from qnb.brokers.redis import RedisBroker
+from qnb.brokers.redis.broker import RedisBroker
 from qnb.message import Envelope, Note
 
 _SECONDS = 40.0

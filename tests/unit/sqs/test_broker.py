@@ -12,10 +12,11 @@ from typing import Any
 import boto3
 import pytest
 
-from qnb.brokers import sqs_body, sqs_settle
 from qnb.brokers.base import Delivery, QueueSpec
-from qnb.brokers.sqs import SqsBroker
-from qnb.brokers.sqs_consumer import SqsConsumer
+from qnb.brokers.sqs import body as sqs_body
+from qnb.brokers.sqs import settle as sqs_settle
+from qnb.brokers.sqs.broker import SqsBroker
+from qnb.brokers.sqs.consumer import SqsConsumer
 from qnb.errors import AccessDenied, BadMessage, PayloadTooLarge
 from qnb.message import Envelope, Note
 from tests.servers.sqs import SqsServer

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from qnb.brokers.base import QueueSpec
-from qnb.brokers.sqs import SqsBroker
+from qnb.brokers.sqs.broker import SqsBroker
 from qnb.errors import (
     AccessDenied,
     BrokerUnavailable,
@@ -167,7 +167,7 @@ def test_a_batch_that_is_too_large_is_cut(fake: FakeSqs) -> None:
 
 def test_a_queue_removed_just_now_is_waited_for(fake: FakeSqs, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("qnb.brokers.sqs_queues.time.sleep", waits.append)
+    monkeypatch.setattr("qnb.brokers.sqs.queues.time.sleep", waits.append)
     fake.says |= {"GetQueueUrl": "gone", "CreateQueue": ["recently", "recently"]}
     broker = SqsBroker(fake.url("&max_receives=0"))
     broker.declare(QueueSpec("q"))

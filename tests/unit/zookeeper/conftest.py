@@ -12,7 +12,7 @@ pytest.importorskip("kazoo")
 
 from kazoo.client import KazooClient
 
-from qnb.brokers.zookeeper import ZookeeperBroker
+from qnb.brokers.zookeeper.broker import ZookeeperBroker
 from tests.servers.zookeeper import ZookeeperServer
 from tests.services import Services, with_options
 

@@ -7,10 +7,10 @@ import time
 import pytest
 from kazoo.client import KazooClient
 
-from qnb.brokers import zookeeper_bus
 from qnb.brokers.base import PRESENCE_SECONDS
-from qnb.brokers.zookeeper_bus import ZookeeperInbox
-from qnb.brokers.zookeeper_link import Link
+from qnb.brokers.zookeeper import bus as zookeeper_bus
+from qnb.brokers.zookeeper.bus import ZookeeperInbox
+from qnb.brokers.zookeeper.link import Link
 from qnb.message import Note
 from tests.conformance.help import Place, read
 from tests.servers.zookeeper import ZookeeperServer

@@ -7,9 +7,9 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnb.brokers.zookeeper_choice import Chooser, owns
-from qnb.brokers.zookeeper_names import PRIORITIES, ShardName, message_name
-from qnb.brokers.zookeeper_view import Shard, View
+from qnb.brokers.zookeeper.choice import Chooser, owns
+from qnb.brokers.zookeeper.names import PRIORITIES, ShardName, message_name
+from qnb.brokers.zookeeper.view import Shard, View
 
 
 class Seen(View):

@@ -14,8 +14,8 @@ import pytest
 from kazoo.client import KazooClient
 
 from qnb.brokers.base import QueueSpec
-from qnb.brokers.zookeeper import ZookeeperBroker
-from qnb.brokers.zookeeper_batch import Item, _Batch, _sort_out, chunks, delete
+from qnb.brokers.zookeeper.batch import Item, _Batch, _sort_out, chunks, delete
+from qnb.brokers.zookeeper.broker import ZookeeperBroker
 from qnb.errors import AccessDenied, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from tests.servers.base import free_port

@@ -10,9 +10,9 @@ import pytest
 from kazoo.client import KazooClient
 
 from qnb.brokers.base import Delivery, QueueSpec
-from qnb.brokers.zookeeper import ZookeeperBroker
-from qnb.brokers.zookeeper_link import Link, Lost
-from qnb.brokers.zookeeper_names import Content, ShardName, node_name
+from qnb.brokers.zookeeper.broker import ZookeeperBroker
+from qnb.brokers.zookeeper.link import Link, Lost
+from qnb.brokers.zookeeper.names import Content, ShardName, node_name
 from qnb.errors import PayloadTooLarge
 from qnb.message import Envelope
 from tests.servers.zookeeper import ZookeeperServer
@@ -203,11 +203,11 @@ def test_a_wrong_clock_delays_by_the_server_s(
 ) -> None:
     """The publisher's machine is an hour off."""
     right = time.time
-    monkeypatch.setattr("qnb.brokers.zookeeper_queue.time.time", lambda: right() + skew)
+    monkeypatch.setattr("qnb.brokers.zookeeper.queue.time.time", lambda: right() + skew)
     wrong = open_broker()
     monkeypatch.undo()
     broker = open_broker()
-    monkeypatch.setattr("qnb.brokers.zookeeper_queue.time.time", lambda: right() + skew)
+    monkeypatch.setattr("qnb.brokers.zookeeper.queue.time.time", lambda: right() + skew)
     wrong.publish_many([Envelope("q", b"later", delay=0.5), Envelope("q", b"now")])
     monkeypatch.undo()
     begun = time.monotonic()

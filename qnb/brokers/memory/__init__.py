@@ -1,0 +1,1 @@
+"""Queues of one process as a broker: broker.py is the port, and what it is made of stands beside it."""

@@ -1,0 +1,1 @@
+"""Google Cloud Pub/Sub as a broker: broker.py is the port, and what it is made of stands beside it."""

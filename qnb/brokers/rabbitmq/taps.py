@@ -1,0 +1,252 @@
+"""Subscriptions of a consumer to its queues: for as many messages as are wanted, and bells. In the link's thread.
+
+A quorum queue counts what was on its way to a subscription that is cancelled as a failed delivery, so a subscription is
+cancelled when it has brought all that it was for. A subscription for one message, where there is none yet, is a bell.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pika import spec
+
+from qnb.brokers.rabbitmq.admin import NOT_FOUND, Admin
+from qnb.brokers.rabbitmq.channel import Answer, Channel, ChannelClosed, ConnectionLost, Done, Owner
+from qnb.brokers.rabbitmq.held import GONE, Held, Ledger
+from qnb.brokers.rabbitmq.link import Connection, Link, User
+from qnb.brokers.rabbitmq.wire import Arrived, Properties, encode_ack
+from qnb.errors import QnbError
+
+COUNT_HEADER = "qnb-failed"
+# What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
+IDLE_SECONDS = 0.05
+_DRAIN_SECONDS = 0.005
+# Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
+# It has no such argument for quorum queues: who is told of the companion looks after both.
+_TOLD = {"x-cancel-on-ha-failover": True}
+
+
+class Subscription:
+    """For `left` messages of a queue or its companion. To cancel it before it is confirmed ends the connection."""
+
+    def __init__(self, queue: str, urgent: bool, left: int) -> None:
+        self.queue, self.urgent, self.left = queue, urgent, left
+        self.confirmed = False
+        self.takes_over: Held | None = None
+        self.wanted_gone = False
+        self.ending: list[Done] = []  # who waits for its end
+
+
+class Taps(Owner, User):
+    """The channel of a consumer, and what it brings into the ledger. `_changed` guards the ledger and tells of news."""
+
+    def __init__(self, link: Link, admin: Admin, queues: Sequence[str]) -> None:
+        self._link, self._admin = link, admin
+        self._queues = list(dict.fromkeys(queues))
+        self._classic = admin.options.queue_type == "classic"
+        self._receiving = threading.Lock()
+        self._changed = threading.Condition()
+        self._ledger = Ledger()
+        self._channel: Channel | None = None
+        self._error: QnbError | None = None
+        self._subscribed: dict[str, Subscription] = {}  # by consumer tag
+        self._bells: dict[tuple[str, bool], str] = {}  # consumer tags of those that have not rung
+        self._tags = itertools.count(1)
+        self._closed = self._stale = self._news = False
+        self._idle_since = 0.0
+        self._unhanging: object = None
+
+    def link_up(self, connection: Connection) -> None:
+        with self._changed:
+            self._channel = Channel(connection, self)
+            self._changed.notify_all()
+
+    def _server_name(self, queue: str, urgent: bool) -> str:
+        return self._admin.names.urgent(queue) if urgent else self._admin.names.queue(queue)
+
+    def _get(self, channel: Channel, queue: str, count: int, done: Done) -> None:
+        """Take so many messages one by one: slower than a subscription, and exact."""
+        label = f"g{next(self._tags)}"
+        self._subscribed[label] = Subscription(queue, False, count)
+        left = count
+
+        def got(reply: Any) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._subscribed.pop(label, None)
+                done(reply)
+
+        for _ in range(count):
+            channel.get(self._server_name(queue, False), label, got)
+
+    def _drain(self, channel: Channel, tag: str, answer: Answer) -> None:
+        """The answer comes with the last message that a subscription was for, or a moment after the one before."""
+        subscription = self._subscribed[tag]
+        before = subscription.left
+
+        def look() -> None:
+            nonlocal before
+            if self._subscribed.get(tag) is not subscription:
+                return
+            if subscription.left < before or not subscription.confirmed:
+                before = subscription.left
+                self._link.later(_DRAIN_SECONDS, look)
+            else:  # somebody else was faster
+                self._cancel(channel, tag, lambda _: None)
+
+        subscription.ending.append(answer.put)
+        self._link.later(_DRAIN_SECONDS, look)
+
+    def _unhang_soon(self) -> None:
+        if self._bells and self._unhanging is None:
+            self._unhanging = self._link.later(IDLE_SECONDS, self._unhang_idle)
+
+    def _unhang_idle(self) -> None:
+        """Take the bells down, unless somebody listens again."""
+        self._unhanging = None
+        rest = self._idle_since + IDLE_SECONDS - time.monotonic()
+        if self._receiving.locked():
+            return  # who listens now will come by when he leaves
+        if rest > 0.001:
+            self._unhanging = self._link.later(rest, self._unhang_idle)
+        else:
+            self._unhang([queue for queue, _ in self._bells])
+
+    def _unhang(self, queues: Sequence[str]) -> None:
+        """Take the bells of these queues down."""
+        for place in [place for place in self._bells if place[0] in queues]:
+            tag = self._bells.pop(place)
+            if self._channel is not None:
+                self._cancel(self._channel, tag, lambda _: None)
+
+    def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
+        tag = f"c{next(self._tags)}"
+        name = self._server_name(queue, urgent)
+        count = min(count, 65535)
+        subscription = self._subscribed[tag] = Subscription(queue, urgent, count)
+
+        def confirmed(reply: Any) -> None:
+            subscription.confirmed = True
+            if subscription.wanted_gone:
+                self._end(channel, tag, reply)
+
+        channel.ask(spec.Basic.Qos(0, count, False), lambda _: None)
+        arguments = _TOLD if urgent or self._classic else {}
+        channel.ask(spec.Basic.Consume(0, name, tag, False, False, False, False, arguments), confirmed)
+        return tag
+
+    def _cancel(self, channel: Channel, tag: str, done: Done) -> None:
+        """End a subscription; `done` when all that it brought is here."""
+        subscription = self._subscribed.get(tag)
+        if subscription is None:
+            done(None)
+            return
+        subscription.ending.append(done)
+        if subscription.wanted_gone:
+            return
+        subscription.wanted_gone = True
+        if subscription.confirmed:
+            self._end(channel, tag, None)
+
+    def _cancel_all(self, channel: Channel | None, tags: Sequence[str], answer: Answer) -> None:
+        """End these subscriptions; the answer comes when all that they brought is here."""
+        if channel is None or channel is not self._channel:
+            answer.put(ConnectionLost("no channel"))
+            return
+        left = set(tags)
+
+        def ended(tag: str, reply: Any) -> None:
+            left.discard(tag)
+            if not left or isinstance(reply, Exception):
+                answer.put(reply)
+
+        for tag in tags:
+            self._cancel(channel, tag, partial(ended, tag))
+        if not tags:
+            answer.put(None)
+
+    def _end(self, channel: Channel, tag: str, reply: Any) -> None:
+        def over(reply: Any) -> None:
+            subscription = self._subscribed.pop(tag, None)
+            for done in subscription.ending if subscription else ():
+                done(reply)
+
+        if isinstance(reply, Exception):
+            over(reply)
+        else:
+            channel.ask(spec.Basic.Cancel(tag, False), over)
+
+    def arrived(self, arrived: Arrived, properties: Properties, body: bytes) -> None:
+        subscription = self._subscribed[arrived.consumer]
+        queue, urgent = subscription.queue, subscription.urgent
+        headers = properties.headers
+        counted = headers.get("x-delivery-count")
+        failed = int(headers.get(COUNT_HEADER, 0)) + int(counted or arrived.redelivered)
+        held = Held(queue, urgent, properties.id, body, 1 + failed, properties.priority)
+        held.tag, held.channel = arrived.tag, self._channel
+        held.uncounted = arrived.redelivered and counted is None
+        with self._changed:
+            if subscription.takes_over is not None:
+                self._ack(self._ledger.move(subscription.takes_over, held))
+            elif not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
+                self._ledger.add(held)
+                self._news = True
+            elif held.state == GONE:
+                self._ack(arrived.tag)
+        self._count_down(arrived.consumer, subscription)
+
+    def told(self) -> None:
+        if self._news:
+            self._news = False
+            with self._changed:
+                self._changed.notify_all()
+
+    def _ack(self, tag: int) -> None:
+        if self._channel is not None:
+            self._channel.write(encode_ack(self._channel.number, tag, False))
+
+    def _count_down(self, tag: str, subscription: Subscription) -> None:
+        """End a subscription that has brought all it was for; acks would make it bring more."""
+        subscription.left -= 1
+        if subscription.left or self._channel is None or tag.startswith("g"):
+            return
+        if self._bells.get((subscription.queue, subscription.urgent)) == tag:
+            del self._bells[subscription.queue, subscription.urgent]
+        for done in subscription.ending:
+            done(None)
+        subscription.ending.clear()
+        self._cancel(self._channel, tag, lambda _: None)
+
+    def cancelled(self, consumer: str) -> None:
+        ended = self._subscribed.pop(consumer, None)
+        with self._changed:
+            if ended is not None:
+                self._bells.pop((ended.queue, ended.urgent), None)
+                self._unhang([ended.queue])
+                self._admin.forget(ended.queue)
+            self._stale = True
+            self._changed.notify_all()
+
+    def closed(self, error: Exception) -> None:
+        if isinstance(error, ChannelClosed) and error.code == NOT_FOUND:
+            for queue in self._queues:
+                self._admin.forget(queue)
+        self._bells.clear()
+        subscribed, self._subscribed = self._subscribed, {}
+        for subscription in subscribed.values():
+            for done in subscription.ending:
+                done(error)
+        with self._changed:
+            self._channel = None
+            self._ledger.lose()
+            if isinstance(error, ChannelClosed) and error.code != NOT_FOUND and "timed out" not in error.text:
+                self._error = error.translate(self._link.target.place)
+            self._changed.notify_all()
+        if isinstance(error, ChannelClosed) and not self._closed and self._link.connection is not None:
+            self.link_up(self._link.connection)
