@@ -26,6 +26,7 @@ FLUSH_SECONDS = 0.002
 SELDOM_SECONDS = 0.01
 AWAKE_SECONDS = 0.05
 BEAT_SECONDS = 0.9
+REVOKE_SECONDS = 2.0  # between looks for workers that do not know yet what was cancelled
 _STREAMS = 256
 _BATCH_BYTES = 4 * FRAME_BYTES
 _BATCH_FRAMES = 64
@@ -103,7 +104,7 @@ class Outbox:
     def _run(self, beats: bool) -> None:
         """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
         session = self._session
-        used = beaten = time.monotonic()
+        used = beaten = looked = time.monotonic()
         flushes = 0
         while not session.closed:
             if self._flushes != flushes:
@@ -115,6 +116,9 @@ class Outbox:
                 if session.publisher.unsent:
                     time.sleep(0.5)
                     session.publisher.retry()
+                if session.revocations and time.monotonic() - looked > REVOKE_SECONDS:
+                    looked = time.monotonic()
+                    session.tell_revocations()
                 if beats and time.monotonic() - beaten > BEAT_SECONDS:
                     beaten = time.monotonic()
                     session.inbox.beat()

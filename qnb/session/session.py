@@ -112,6 +112,7 @@ class Session(concurrent.futures.Executor):
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
         self.recorder = Recorder(self)
         self.revocations: list[tuple[str, int, int]] = []
+        self.told: set[str] = set()  # names of workers that know of all of these
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
         self.attaching = threading.Lock()
         self._shipper = Shipper()
@@ -346,10 +347,9 @@ class Session(concurrent.futures.Executor):
         self.backend.revoke_many(spans)
         asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
         replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
-        if not self.backend.durable and self.backend.scheme == "rpc":
-            self.revocations += spans  # told to workers that come later; nothing else remembers it
-            if not asked:
-                return
+        if not self.backend.blobs:  # no backend remembers it: workers that come later are told by this session
+            self.revocations += spans
+            self.told |= set(asked)
         if len(replies) < len(asked) or getattr(self.bus, "mute", False):
             return  # one that does not answer, or cannot be seen, may be running them: its own outcome tells
         running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
@@ -360,6 +360,14 @@ class Session(concurrent.futures.Executor):
             on = [(index, 1) for run_of, index in running if run_of == run]
             for start, length in gaps(first, count, on):
                 self.collector.settled(sink, sink.cancelled(start, length))
+
+    def tell_revocations(self) -> None:
+        """Where results travel, revocations do too: tell those workers that have come since."""
+        new = [peer.peer for peer in self.bus.peers(WORKER_PREFIX)]
+        new = [peer for peer in new if peer.removeprefix(WORKER_PREFIX) not in self.told]
+        if new:
+            self.control.tell([("revoke", {"spans": self.revocations, "remember": False})], new)
+            self.told |= {peer.removeprefix(WORKER_PREFIX) for peer in new}
 
     def state(self, id: str) -> str:
         """The state of a task by its id, of another session too once it is over; "unknown" when nobody knows it."""

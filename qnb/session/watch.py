@@ -54,14 +54,9 @@ class Watch:
             )  # fmt: skip
 
     def _ask_again(self, workers: list[str]) -> None:
-        """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told.
-
-        Nor is there a backend that remembers what was revoked: workers that have come since are told.
-        """
+        """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told."""
         session = self._session
         commands: list[tuple[str, dict[str, object]]] = []
-        if session.revocations:
-            commands.append(("revoke", {"spans": list(session.revocations), "remember": False}))
         for sink in list(session.collector.sinks.values())[:_ASKED]:
             spans = sink.missing()[:_ASKED]
             commands += [("outcomes", {"peer": session.peer, "run": sink.run, "spans": spans})] if spans else []

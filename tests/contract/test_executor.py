@@ -441,6 +441,8 @@ def collected(reference: weakref.ref[Any]) -> bool:
     return reference() is None
 
 
+# What the collector meets here may be left over from any test of this process.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_result_is_not_kept(session: qnb.Session) -> None:
     class Local:
         pass

@@ -36,6 +36,12 @@ def half_done(total: int = 100) -> FakeBatch:
     return batch
 
 
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as the one that is supposed where there is none."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def test_text_has_name_bar_counts_failures_and_rows() -> None:
     lines = batch_text(half_done()).splitlines()
     assert lines[0].startswith("simulate  48 of 100 · 48 %  ")

@@ -13,6 +13,25 @@ from qnb.errors import AccessDenied, BrokerError, BrokerUnavailable, Configurati
 from qnb.settings import Address
 
 log = logging.getLogger("qnb.kafka")
+
+
+class _Calm(logging.Filter):
+    """librdkafka says several times a second that a server is away: once in half a minute will do, as a warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._again = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "FAIL [" not in str(record.args) + str(record.msg):
+            return True
+        now = time.monotonic()
+        calm, self._again = now < self._again, max(self._again, now + 30.0 if now >= self._again else 0.0)
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return not calm
+
+
+log.addFilter(_Calm())
 log.addFilter(lambda record: "CONFWARN" not in str(record.args))  # a setting that is for the other kind of client
 log.addHandler(logging.NullHandler())  # librdkafka tells of each lost connection: for those who configure logging
 

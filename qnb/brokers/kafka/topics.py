@@ -295,5 +295,8 @@ class Topics:
 
 
 def _outcome(future: Any) -> BaseException | None:
-    found: BaseException | None = future.exception(CREATE_SECONDS)
+    try:
+        found: BaseException | None = future.exception(CREATE_SECONDS)
+    except TimeoutError:
+        found = KafkaException(KafkaError(KafkaError._TIMED_OUT))
     return found
