@@ -125,8 +125,10 @@ def _limit(name: str, value: Any) -> str:
     if value is None:
         return "none"
     if name == "message_bytes":
-        return f"{value / 2**20:g} MiB" if value >= 2**20 else f"{value / 1024:.0f} KiB"
-    return f"{value:g} s" if name.endswith("seconds") else str(value)
+        return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 1024:.0f} KiB"
+    if name.endswith("seconds"):
+        return f"{value:,.0f} s" if value == int(value) else f"{value:g} s"
+    return str(value)
 
 
 class BrokerTable:

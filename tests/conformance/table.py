@@ -44,7 +44,7 @@ class Seen:
     def server(self, label: str) -> str:
         """Name and version of the server that a broker was seen on."""
         name = SHOWN[label]
-        lines = [line.partition(": up in")[0] for line in self.servers if name and line.startswith(name)]
+        lines = [line.partition(": up in")[0] for line in self.servers if name and name in line]
         return re.sub(r" \(/.*\)$", "", lines[0]) if lines else ("no server" if not name else "")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

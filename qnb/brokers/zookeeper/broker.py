@@ -19,7 +19,7 @@ from qnb.brokers.zookeeper.consumer import ZookeeperConsumer
 from qnb.brokers.zookeeper.link import SHORTEST_SESSION, Link
 from qnb.brokers.zookeeper.names import PRIORITIES, node_name
 from qnb.brokers.zookeeper.queue import MESSAGE_SPARE, Queues
-from qnb.brokers.zookeeper.target import target_of
+from qnb.brokers.zookeeper.target import PACKET_BYTES, PACKET_SPARE, target_of
 from qnb.features import Features, Limits, Support
 from qnb.message import Envelope, Note
 from qnb.settings import parse_url
@@ -44,7 +44,11 @@ class ZookeeperBroker:
         purge=Support.BUILT,
         queue_depth=Support.BUILT,
         survives_restart=Support.NATIVE,
-        limits=Limits(lease_min_seconds=SHORTEST_SESSION, priority_levels=PRIORITIES),
+        limits=Limits(
+            message_bytes=PACKET_BYTES - PACKET_SPARE - MESSAGE_SPARE,
+            lease_min_seconds=SHORTEST_SESSION,
+            priority_levels=PRIORITIES,
+        ),
     )
 
     def __init__(self, url: str) -> None:
