@@ -211,3 +211,14 @@ def test_what_is_registered_is_what_is_packaged() -> None:
     for kind, table in (("broker", registry.BROKERS), ("backend", registry.BACKENDS)):
         for scheme in table:
             assert registry.find(kind, f"{scheme}://x").__name__.endswith(kind.title())
+
+
+def test_what_is_shown_is_what_is_claimed() -> None:
+    """conformance.json is written by a run of the suite; since then no broker has come, and none claims anything else."""
+    from qnb.monitor.brokers import conformance, features_of
+
+    classes = {registry.find("broker", f"{scheme}:") for scheme in registry.BROKERS}
+    shown = {registry.find("broker", f"{scheme}:"): features_of(scheme) for scheme in conformance()}
+    assert set(shown) == classes, "run python -m tests.conformance.table"
+    for adapter, features in shown.items():
+        assert features == adapter.features, f"{adapter.scheme}: run python -m tests.conformance.table"
