@@ -214,7 +214,7 @@ def test_what_is_registered_is_what_is_packaged() -> None:
 
 
 def test_what_is_shown_is_what_is_claimed() -> None:
-    """conformance.json is written by a run of the suite; since then no broker has come, and none claims anything else."""
+    """conformance.json is written by a run of the suite: since then no broker has come, or claims anything else."""
     from qnb.monitor.brokers import conformance, features_of
 
     classes = {registry.find("broker", f"{scheme}:") for scheme in registry.BROKERS}
