@@ -74,8 +74,8 @@ class KafkaBroker:
         self._lease = address.number("lease", 0.0) or None
         if address.options.get("share", "false").lower() not in ("false", "0", "no"):
             raise Unsupported(
-                f"{self.url}: share groups (KIP-932) are not used: a consumer of theirs cannot extend its lock, nor poll "
-                "while a record is unsettled, so a task longer than the lock would run again: leave share out of the URL"
+                f"{self.url}: share groups (KIP-932) are not used: their consumer cannot extend a lock, nor poll while "
+                "a record is unsettled, so a task longer than the lock would run again: leave share out of the URL"
             )
         self._settings = settings_of(address)
         self._admin, metadata = connect(self._settings, self.url)
