@@ -54,7 +54,7 @@ class FileEngine:
         return self._database.read(statement, values)
 
     def run(self, statements: Sequence[str], values: Sequence[Values]) -> None:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             for statement in statements:
                 connection.executemany(statement, values)
 
@@ -64,7 +64,7 @@ class FileEngine:
         self.run([f"INSERT OR REPLACE INTO {self.names[table]}({', '.join(columns)}) VALUES({marks})"], rows)
 
     def store(self, records: Sequence[Stored]) -> Sequence[Stored]:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             return self._outcomes.write(connection, records)
 
     def close(self) -> None:

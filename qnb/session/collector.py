@@ -57,7 +57,7 @@ class Collector:
         self.listening = 0  # how many want events or replies: reason to read without pending calls
         self.pending = 0
         self.followed: set[str] = set()  # runs of others
-        self._reader = threading.Lock()
+        self._reader = threading.RLock()  # which knows whose it is
         self._count = threading.Lock()
         self._work = threading.Event()
         self._dozing = False
@@ -122,31 +122,23 @@ class Collector:
         most so many seconds, which it may only be asked to do when nobody else reads (else with 0 seconds).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        first = True
+        me, first = threading.get_ident(), True
+        inside = self._reading == me  # in a callback of this thread's own reading
         try:
             while not done():
                 left = READ_SECONDS if deadline is None else min(READ_SECONDS, deadline - time.monotonic())
                 if left <= 0:
                     return False
-                if self._reading == threading.get_ident():  # in a callback of this thread's own reading
+                if inside or self._reader.acquire(blocking=False):
+                    self._reading = me
                     if send is not None and first:
                         first = False
                         self._backlog.extend(send(left))
                         self._take_all()
                     elif not done():
                         self._pump(left)
-                elif self._reader.acquire(blocking=False):
-                    self._reading = threading.get_ident()
-                    try:
-                        if send is not None and first:
-                            first = False
-                            self._backlog.extend(send(left))
-                            self._take_all()
-                        elif not done():
-                            self._pump(left)
-                    finally:
-                        self._reading = 0
-                        self._reader.release()
+                    if not inside:
+                        self._let_go(me)
                 else:
                     if send is not None and first:
                         first = False
@@ -156,7 +148,16 @@ class Collector:
                             condition.wait(min(left, 0.05))
             return True
         finally:
+            if not inside:
+                self._let_go(me)
             self._last_direct = time.monotonic()
+
+    def _let_go(self, me: int) -> None:
+        """Read no more, whether or not it is known that one did: a Ctrl-C may come as soon as the lock is taken."""
+        if self._reader._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
+            if self._reading == me:
+                self._reading = 0
+            self._reader.release()
 
     def close(self) -> None:
         """Stop reading."""
@@ -179,7 +180,7 @@ class Collector:
                 if not self.pending and not self.listening:
                     self._work.wait()
                 self._work.clear()
-            elif self._reader.locked() or now - self._last_direct < QUIET_SECONDS or now != used:
+            elif self._reading or now - self._last_direct < QUIET_SECONDS or now != used:
                 # One who waits reads for himself; this thread takes over when he has what he waited for.
                 time.sleep(QUIET_SECONDS)
             else:

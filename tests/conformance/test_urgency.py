@@ -151,7 +151,7 @@ def test_delay_and_priority_together(delays: Place) -> None:
     assert waits(broker, "q", 2)
     assert nothing(delays.consumer(broker), 0)
     time.sleep(0.25)
-    assert bodies(take(delays.consumer(broker), 2)) == [b"high", b"low"]
+    assert bodies(take(delays.consumer(broker), 2, within=20)) == [b"high", b"low"]
 
 
 def test_a_priority_beyond_the_levels_is_refused(place: Place) -> None:

@@ -75,7 +75,7 @@ def test_a_batch_shows_it_in_its_view(kernel: Kernel, tmp_path: Path) -> None:
 
     def shown(message: Message) -> bool:
         rows: list[Any] = [row for content in kernel.said(messages=[message]) for row in content.get("rows", [])]
-        return any(f"begun {path}"[:60] in row[3] for row in rows)
+        return any(f"begun {path}"[:30] in row[3] for row in rows)
 
     kernel.until(shown, 20)
     path.touch()

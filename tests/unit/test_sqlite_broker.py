@@ -345,7 +345,7 @@ def test_a_commit_that_finds_the_disk_full_says_so(broker: SqliteBroker, monkeyp
                 raise error
 
     monkeypatch.setattr(broker._database, "connection", FullDisk)
-    with pytest.raises(StorageFull, match="free some space"), broker._database.transaction:
+    with pytest.raises(StorageFull, match="free some space"), broker._database.lock, broker._database.transaction:
         pass
     monkeypatch.undo()
     broker.publish_many([Envelope("q", b"x")])

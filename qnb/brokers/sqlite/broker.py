@@ -62,7 +62,7 @@ class SqliteBroker:
     def declare(self, spec: QueueSpec) -> None:
         wanted = [(spec.lease,)]
         if self._database.read(f"SELECT lease FROM {self.prefix}queues WHERE name = ?", (spec.name,)) != wanted:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 connection.execute(
                     f"INSERT INTO {self.prefix}queues(name, lease) VALUES(?, ?) "
                     "ON CONFLICT(name) DO UPDATE SET lease = excluded.lease",
@@ -73,7 +73,7 @@ class SqliteBroker:
         if not envelopes:
             return
         check_envelopes(envelopes, self.features, self.url)
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             self._tables.publish(connection, envelopes)
         self._ring(envelopes)
 
@@ -111,11 +111,11 @@ class SqliteBroker:
         return [name for (name,) in rows if name.startswith(prefix)]
 
     def purge(self, queue: str) -> int:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             return self._tables.purge(connection, queue)
 
     def remove(self, queue: str) -> None:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             self._tables.remove(connection, queue)
 
     def dead_letters(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
@@ -139,7 +139,7 @@ class SqliteBroker:
             assert isinstance(consumer, SqliteConsumer)
             if turn.publish:
                 check_envelopes(turn.publish, self.features, self.url)
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 if turn.publish:
                     self._tables.publish(connection, turn.publish)
                 refused = outcomes.write(connection, turn.store)

@@ -41,7 +41,7 @@ class SqliteBus:
 
     def post_many(self, notes: Sequence[Note]) -> None:
         if notes:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self.write(connection, notes)
             self.ring(notes)
 
@@ -85,7 +85,7 @@ class SqliteInbox:
         self._woken = False
         self.closed = False
         self._bell = bells.hang([topic_of("peer", peer)])
-        with database.transaction as connection:
+        with database.lock, database.transaction as connection:
             self._sign_in(connection)
 
     def _sign_in(self, connection: sqlite3.Connection) -> None:
@@ -145,7 +145,7 @@ class SqliteInbox:
 
     def _read(self, limit: int) -> list[Note]:
         if time.time() - self._touched_at > TOUCH_SECONDS:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self._sign_in(connection)
         rows = self._database.read(self._select, (self.peer, self._last, limit))
         if not rows:
@@ -158,11 +158,12 @@ class SqliteInbox:
 
     def _forget(self) -> None:
         self._unforgotten = 0
-        with self._database.transaction as connection:  # the newest stays, so that the next one's number is higher
+        # The newest stays, so that the next one's number is higher.
+        with self._database.lock, self._database.transaction as connection:
             connection.execute(f"DELETE FROM {self._tables}notes WHERE peer = ? AND id < ?", (self.peer, self._last))
 
     def beat(self, info: bytes = b"") -> None:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             done = connection.execute(
                 f"UPDATE {self._tables}peers SET present_until = ?, info = ? WHERE peer = ? AND mailbox = ?",
                 (time.time() + PRESENCE_SECONDS, info, self.peer, self._mailbox),
@@ -179,7 +180,7 @@ class SqliteInbox:
             return
         self.closed = True
         self._bell.wake()
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             gone = connection.execute(
                 f"DELETE FROM {self._tables}peers WHERE peer = ? AND mailbox = ?", (self.peer, self._mailbox)
             )

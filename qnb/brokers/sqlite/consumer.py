@@ -141,7 +141,7 @@ class SqliteConsumer:
         return False
 
     def _claim(self, room: int) -> tuple[list[Row], float]:
-        with self._database.transaction as connection:
+        with self._database.lock, self._database.transaction as connection:
             now = time.time()
             until = now + self.lease
             rows = self._tables.claim(connection, self._queues, room, until)
@@ -168,13 +168,13 @@ class SqliteConsumer:
 
     def ack_many(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self._tables.ack(connection, deliveries)
             self.settled(deliveries)
 
     def release_many(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         if deliveries:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self._tables.release(connection, deliveries, delay)
             self.settled(deliveries)
             for topic in self._topics:
@@ -182,13 +182,13 @@ class SqliteConsumer:
 
     def reject_many(self, deliveries: Sequence[Delivery], reason: str) -> None:
         if deliveries:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self._tables.reject(connection, deliveries, reason)
             self.settled(deliveries)
 
     def extend_many(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         if deliveries:
-            with self._database.transaction as connection:
+            with self._database.lock, self._database.transaction as connection:
                 self._tables.extend(connection, deliveries, seconds)
 
     def take_from(self, queues: Sequence[str]) -> None:

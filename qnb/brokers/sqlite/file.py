@@ -55,7 +55,11 @@ def translate(error: sqlite3.Error, path: Path, unavailable: Unavailable = Broke
 
 
 class Transaction:
-    """`with` it to write: alone in this process by a lock, alone among processes by BEGIN IMMEDIATE."""
+    """`with database.lock, database.transaction` to write: alone in this process, and by BEGIN IMMEDIATE among all.
+
+    The lock is taken by the caller's own `with`: there no Ctrl-C can come between taking it and knowing that it is to
+    be let go, as it could in here.
+    """
 
     __slots__ = ("_database",)
 
@@ -64,18 +68,14 @@ class Transaction:
 
     def __enter__(self) -> sqlite3.Connection:
         database = self._database
-        database.lock.acquire()
+        connection = database.connection()
+        _roll_back(connection)  # what a Ctrl-C has left begun
         try:
-            connection = database.connection()
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                database.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
-            except BaseException:  # Ctrl-C: nobody else could write if this stayed begun
-                _roll_back(connection)
-                raise
-        except BaseException:
-            database.lock.release()
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            database.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        except BaseException:  # Ctrl-C: nobody else could write if this stayed begun
+            _roll_back(connection)
             raise
         return connection
 
@@ -100,8 +100,6 @@ class Transaction:
         except BaseException:
             _roll_back(connection)
             raise
-        finally:
-            database.lock.release()
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -135,7 +133,7 @@ class Database:
                 self.read(pragma)
             marker = statements[-1].partition("EXISTS ")[2].partition("(")[0].strip()
             if not self.read("SELECT 1 FROM sqlite_master WHERE name = ?", (marker,)):
-                with self.transaction as connection:
+                with self.lock, self.transaction as connection:
                     for statement in statements:
                         connection.execute(statement)
         except BaseException:
@@ -181,6 +179,8 @@ class Database:
         """The rows of one statement, outside of any transaction."""
         with self.lock:
             connection = self.connection()
+            if connection.in_transaction:  # left begun by a Ctrl-C
+                _roll_back(connection)
             try:
                 return connection.execute(statement, values).fetchall()
             except sqlite3.Error:
