@@ -195,7 +195,7 @@ class Case:
     a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
     `late`, what a busy machine may take for one step; `writes`, how long a server that is killed may have kept to
     itself what was settled. `ordered`: one consumer gets messages as they were published. `exact_depth`: depth counts
-    to the message at once. `partitioned`: a live consumer owns a part of a queue. `pushes`: notes come to their reader
+    to the message at once. `pushes`: notes come to their reader
     by themselves, a moment after they were posted.
     """
 
@@ -211,7 +211,6 @@ class Case:
     writes: float = 0.0
     ordered: bool = True
     exact_depth: bool = True
-    partitioned: bool = False
     again: bool = False  # an adapter that is tested whole elsewhere: here only what its server may do differently
     pushes: bool = False
 
@@ -402,7 +401,6 @@ BROKERS: Sequence[Case] = (
         slack=1.5,  # a consumer that comes has to be given partitions first
         death=4.5,  # a session, and a rebalance
         ordered=False,
-        partitioned=True,
     ),
     Case(
         "pubsub",
