@@ -26,6 +26,12 @@ if TYPE_CHECKING:
         ConfigurationError as ConfigurationError,
     )
     from qnb.errors import (
+        DependencyCancelled as DependencyCancelled,
+    )
+    from qnb.errors import (
+        DependencyFailed as DependencyFailed,
+    )
+    from qnb.errors import (
         MissingLibrary as MissingLibrary,
     )
     from qnb.errors import (
@@ -63,6 +69,9 @@ if TYPE_CHECKING:
     )
     from qnb.monitor.brokers import brokers as brokers
     from qnb.session.batch import Batch as Batch
+    from qnb.session.canvas import chain as chain
+    from qnb.session.canvas import chord as chord
+    from qnb.session.canvas import group as group
     from qnb.session.future import Future as Future
     from qnb.session.session import Session as Session
     from qnb.session.session import current_session as current_session
@@ -79,12 +88,14 @@ _PUBLIC = {
     "Batch": "qnb.session.batch",
     "Future": "qnb.session.future",
     "Task": "qnb.session.task",
+    **dict.fromkeys(("chain", "chord", "group"), "qnb.session.canvas"),
     "brokers": "qnb.monitor.brokers",
     **dict.fromkeys(("Current", "current", "progress", "track"), "qnb.worker.inside"),
     **dict.fromkeys(
         (
             "AccessDenied", "BackendUnavailable", "BrokerUnavailable", "CannotPickle", "CannotUnpickle",
-            "ConfigurationError", "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError",
+            "ConfigurationError", "DependencyCancelled", "DependencyFailed",
+            "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError",
             "ResultsNotKept", "SoftTimeout",
             "TaskExpired", "TaskLost", "TaskTimeout", "UnknownScheme", "UnknownTask", "Unsupported",
         ),

@@ -25,6 +25,8 @@ QnbError
     ├── SoftTimeout               raised inside the task at `soft_timeout`; also a TimeoutError
     ├── TaskLost                  its worker died too often; the reason is in the message
     ├── TaskExpired               not started before `expires`; also a CancelledError
+    ├── DependencyFailed          not run, since a call whose value it was to get has failed
+    ├── DependencyCancelled       not run, since such a call was cancelled; also a CancelledError
     └── UnknownTask               nobody knows this id
 
 ResultsNotKept is a warning: results travel to the session that asked and are kept nowhere.
@@ -150,6 +152,17 @@ class TaskLost(TaskError):
 
 class TaskExpired(TaskError, CancelledError):
     """The task had not started when `expires` was over; it was never run."""
+
+
+class DependencyFailed(TaskError):
+    """Not run, since a call whose value it was to get has failed; `__cause__` is that call's exception.
+
+    Of a chain, the message names every call and the cause is the first one's.
+    """
+
+
+class DependencyCancelled(TaskError, CancelledError):
+    """Not run, since a call whose value it was to get was cancelled."""
 
 
 class UnknownTask(TaskError, KeyError):

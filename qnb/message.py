@@ -40,6 +40,32 @@ class Options(msgspec.Struct, frozen=True, array_like=True):
     priority: int = 0
     expires: float | None = None
     max_deliveries: int = 3
+    keep: bool = False
+
+
+class ValueOf(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+    """In the place of an argument: the value of call `first` of a run, or the list of those of `count` calls.
+
+    `one`: it is the value itself, and `count` is 1. `name` is what the function of that run is called.
+    """
+
+    run: str
+    first: int
+    count: int = 1
+    one: bool = True
+    name: str = ""
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True, tag="b"):
+    """In the place of a value: its pickle, `size` bytes in the blob store under `key`.
+
+    `buffers` has name and size of what the pickle (protocol 5) has left out. `shared`: many calls have the same one.
+    """
+
+    key: str
+    size: int
+    buffers: list[tuple[str, int]] = []
+    shared: bool = False
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -64,12 +90,16 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """How one call failed. `payload` is the pickled exception, or None when it cannot be pickled."""
+    """How one call failed. `payload` is the pickled exception, or None when it cannot be pickled.
+
+    `root`: of a call that was not run for want of another's value, how that one failed, or the first of a chain.
+    """
 
     type_name: str
     message: str
     traceback: str = ""
     payload: bytes | None = None
+    root: Failure | None = None
 
 
 class Outcomes(msgspec.Struct, frozen=True, array_like=True):

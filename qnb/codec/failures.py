@@ -42,6 +42,13 @@ def _payload(error: BaseException, tb: TracebackType | None, keep: Keep) -> byte
 
 def unpack_failure(failure: Failure) -> BaseException:
     """The exception of a Failure, ready to be raised: its traceback is the remote one."""
+    error = _unpack(failure)
+    if failure.root is not None:
+        error.__cause__ = _unpack(failure.root)
+    return error
+
+
+def _unpack(failure: Failure) -> BaseException:
     if failure.payload is not None:
         try:
             return _rebuild(loads(failure.payload))

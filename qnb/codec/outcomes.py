@@ -37,6 +37,17 @@ def read_times(data: bytes) -> array.array[float]:
     return times
 
 
+def spans_of(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as (first, count) of consecutive ones."""
+    spans: list[tuple[int, int]] = []
+    for index in sorted(indices):
+        if spans and spans[-1][0] + spans[-1][1] == index:
+            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        else:
+            spans.append((index, 1))
+    return spans
+
+
 def gaps(first: int, count: int, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The parts of first … first + count - 1 that none of the (first, count) spans covers."""
     parts, start, stop = [], first, first + count

@@ -10,7 +10,7 @@ import functools
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qnb.errors import CannotPickle, CannotUnpickle
@@ -37,54 +37,101 @@ def dumps(value: Any) -> bytes:
         data = pickle.dumps(value, 5)
     except Exception:
         return dumps_by_value(value)
-    for name in _BY_VALUE:
+    return dumps_by_value(value) if names_by_value(data) else data
+
+
+def dumps_small(value: Any, least: int) -> bytes | None:
+    """`dumps` of what plain pickle can do, and with no memory in it of `least` bytes or more; else None."""
+    apart = Apart(least)
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=apart)
+    except Exception:
+        return None
+    return None if apart.buffers or names_by_value(data) else data
+
+
+def names_by_value(data: bytes) -> bool:
+    """Whether a pickle names a module whose functions and classes are to travel by value."""
+    for name in _BY_VALUE:  # noqa: SIM110 - once a submit, and a generator takes longer
         if name in data:
-            return dumps_by_value(value)
-    return data
+            return True
+    return False
 
 
 def dumps_by_value(value: Any) -> bytes:
     """Pickle with cloudpickle, which ships functions and classes of a notebook whole."""
+    return _dumps_with(ship_pickler(), value, None)
 
-    buffer = io.BytesIO()
+
+def dumps_home(value: Any, apart: Apart | None = None) -> bytes:
+    """Pickle in a worker, for the session; memory that is to be left out goes to `apart`."""
     try:
-        _ship_pickler()(buffer, 5).dump(value)
-        return buffer.getvalue()
-    except Exception as error:
-        raise CannotPickle(f"cannot pickle {culprit(value)}: {error}") from error
-
-
-def dumps_home(value: Any) -> bytes:
-    """Pickle in a worker, for the session."""
-    try:
-        return pickle.dumps(value, 5)
+        return pickle.dumps(value, 5, buffer_callback=apart)
     except Exception:
         pass  # plain pickle knows no classes of a notebook: the home pickler does, and has the error if there is one
+    return _dumps_with(_home_pickler(), value, apart)
+
+
+def dumps_apart(value: Any, apart: Apart) -> bytes:
+    """`dumps`, with the memory that is to be left out in `apart`."""
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=apart)
+        if not names_by_value(data):
+            return data
+    except Exception:
+        pass  # cloudpickle may be able to, and has the error if not
+    return _dumps_with(ship_pickler(), value, apart)
+
+
+class Apart:
+    """Memory left out of a pickle (protocol 5): that of arrays and the like, of `least` bytes or more."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self.buffers: list[memoryview] = []
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        memory = buffer.raw()
+        if memory.nbytes < self.least:
+            return True
+        self.buffers.append(memory)
+        return False
+
+
+def _dumps_with(pickler: Callable[..., Any], value: Any, apart: Apart | None) -> bytes:
+    if apart is not None:
+        apart.buffers.clear()  # of an attempt before
     buffer = io.BytesIO()
     try:
-        _home_pickler()(buffer).dump(value)
+        pickler(buffer, 5, buffer_callback=apart).dump(value)
     except Exception as error:
         raise CannotPickle(f"cannot pickle {culprit(value)}: {error}") from error
     return buffer.getvalue()
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
     """Open a pickle whose signature has been checked; CannotUnpickle says what is missing here."""
     try:
-        return pickle.loads(data)
-    except ModuleNotFoundError as error:
-        raise CannotUnpickle(
+        return pickle.loads(data, buffers=buffers)
+    except Exception as error:
+        raise unopened(error) from error
+
+
+def unopened(error: Exception) -> CannotUnpickle:
+    """What is told of an error in opening a pickle."""
+    if isinstance(error, ModuleNotFoundError):
+        return CannotUnpickle(
             f"cannot be opened here: no module {error.name!r} in this Python ({sys.executable}): install it here, "
             "or ship it with session.ship(module)"
-        ) from error
-    except Exception as error:
-        raise CannotUnpickle(f"cannot be opened here: {type(error).__name__}: {error}") from error
+        )
+    return CannotUnpickle(f"cannot be opened here: {type(error).__name__}: {error}")
 
 
 _Ship: Any = None
 
 
-def _ship_pickler() -> Callable[..., Any]:
+def ship_pickler() -> Any:
+    """cloudpickle's pickler, as functions are shipped with."""
     global _Ship
     if _Ship is None:
         import cloudpickle
@@ -97,7 +144,7 @@ def _ship_pickler() -> Callable[..., Any]:
                 return super().reducer_override(obj)
 
         _Ship = ShipPickler
-    return _Ship  # type: ignore[no-any-return]
+    return _Ship
 
 
 def _cached(parameters: dict[str, Any]) -> Any:
@@ -118,7 +165,7 @@ def _set_cached(cache: Any, function: Any) -> None:
 _Home: Any = None
 
 
-def _home_pickler() -> Callable[[io.BytesIO], Any]:
+def _home_pickler() -> Callable[..., Any]:
     global _Home
     if _Home is None:
         import cloudpickle

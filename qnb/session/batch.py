@@ -11,14 +11,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
+from itertools import chain
 from threading import Condition
 from typing import TYPE_CHECKING, Any, overload
 
-from qnb.message import CANCELLED, DONE, FAILED, LOST, QUEUED, RUNNING, STATES, Function, Outcomes, Progress
+from qnb.codec.outcomes import spans_of
+from qnb.codec.references import Referable
+from qnb.message import CANCELLED, DONE, FAILED, LOST, QUEUED, RUNNING, STATES, Function, Outcomes, Progress, ValueOf
 from qnb.session.columns import Columns
-from qnb.session.future import Future
+from qnb.session.future import Future, to_refer
 from qnb.session.options import TaskOptions
-from qnb.session.stream import spans_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,7 @@ _RATE_SECONDS = 5.0
 _NOT_OVER = re.compile(b"[%s]+" % re.escape(bytes(range(DONE))))
 
 
-class Batch:
+class Batch(Referable):
     """Calls of one run, in order. Iterating gives their values as they become due.
 
     `len`, `batch[i]` (a Future), `.results()`, `.as_completed()`, `.wait()`, `.cancel()`, `.retry()`,
@@ -179,6 +181,17 @@ class Batch:
             stop()
         return self.results(timeout=0)
 
+    def reference(self, backend: Any) -> ValueOf | None:
+        """As an argument of another call: what stands for the list of its values."""
+        here = self.data.states.count(DONE) == len(self)
+        if not len(self) or not to_refer(self, backend, here, f"run {self.run}"):
+            return None
+        return ValueOf(self.run, 0, len(self), False, self.function.name)
+
+    def value(self) -> list[Any]:
+        """Its values, which are here."""
+        return list(self.data.values)
+
     def cancel(self, terminate: bool = False) -> int:
         """Cancel what is not over; calls that run go on unless `terminate`. How many were cancelled."""
         before = self.data.states.count(CANCELLED)
@@ -306,7 +319,7 @@ class Batch:
     def absorb(self, outcomes: Outcomes) -> int:
         """Take outcomes in; how many were new."""
         with self._condition:
-            new = self.data.fill(outcomes)
+            new = self.data.fill(outcomes, self.session.fetch)
             ended = sum(count for _, count in new)
             self._count_down(ended)
         if outcomes.times and ended:
@@ -373,9 +386,10 @@ class Batch:
             self._progress.append((now, len(self) - self._left))
             while len(self._progress) > 2 and now - self._progress[1][0] > _RATE_SECONDS:
                 self._progress.popleft()
-        for index, future in list(self._futures.items()) if self._futures else ():
-            if index in indices or any(first <= index < first + count for first, count in spans):
-                self._update(future, index)
+        if self._futures:
+            for index in chain(indices, *(range(first, first + count) for first, count in spans)):
+                if (future := self._futures.get(index)) is not None:
+                    self._update(future, index)
         self.version += 1
         with self._condition:
             self._condition.notify_all()

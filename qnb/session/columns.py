@@ -8,7 +8,7 @@ from typing import Any
 from qnb.codec.failures import unpack_failure
 from qnb.codec.outcomes import read_times, slice_outcomes
 from qnb.codec.output import Heard
-from qnb.codec.payloads import decode_values
+from qnb.codec.payloads import Fetch, decode_values
 from qnb.codec.pickling import loads
 from qnb.message import DONE, FAILED, PENDING, Failure, Outcomes, Progress
 
@@ -46,8 +46,8 @@ class Columns:
         self.states[first : first + count] = bytes([state]) * count
         self.queued[first : first + count] = array.array("d", [at]) * count
 
-    def fill(self, outcomes: Outcomes) -> list[tuple[int, int]]:
-        """Take outcomes in; the spans that were new. The first outcome of a call stays."""
+    def fill(self, outcomes: Outcomes, fetch: Fetch | None = None) -> list[tuple[int, int]]:
+        """Take outcomes in; the spans that were new. The first outcome of a call stays. `fetch`: what was put aside."""
         if 0 <= outcomes.first < self.count < outcomes.first + outcomes.count:
             # Attached to a stream that goes on: what came after is another's.
             outcomes = slice_outcomes(outcomes, 0, self.count - outcomes.first)
@@ -55,7 +55,7 @@ class Columns:
         stop = first + count
         if first < 0 or stop > self.count:
             return []
-        values, broken = decode_values(outcomes.values, loads)
+        values, broken = decode_values(outcomes.values, loads, fetch)
         values = values or [None] * count
         states = bytearray(outcomes.states or bytes([DONE]) * count)
         for position, error in broken.items():

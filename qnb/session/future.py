@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb import message
 from qnb.codec.output import Heard
-from qnb.message import STATES, Progress, task_id
+from qnb.codec.references import Referable
+from qnb.errors import ConfigurationError
+from qnb.message import STATES, Function, Progress, ValueOf, task_id
 from qnb.session.echo import Echo, await_telling, in_kernel
 
 if TYPE_CHECKING:
@@ -25,9 +27,27 @@ class Owner(Protocol):
 
     run: str
     session: Session
+    function: Function
 
 
-class Future(concurrent.futures.Future[Any]):
+def to_refer(owner: Owner, backend: Any, here: bool, what: str) -> bool:
+    """Whether a call of a session with this backend is to refer to what stands in the owner's; else it is sent along.
+
+    ConfigurationError where neither can be.
+    """
+    session = owner.session
+    there = backend is session.backend or (backend.durable and backend.url == session.backend.url)
+    if here and not (there and backend.durable):
+        return False
+    if there:
+        return True
+    raise ConfigurationError(
+        f"{what} belongs to a session with another backend ({session.backend_url}): "
+        "wait for it, or give its result() as the argument"
+    )
+
+
+class Future(concurrent.futures.Future[Any], Referable):
     """The outcome to be of one call.
 
     All of concurrent.futures.Future, and: `await future`, `.id`, `.state`, `.traceback`,
@@ -150,6 +170,19 @@ class Future(concurrent.futures.Future[Any]):
             return False
         self._owner.session.cancel_calls([(self._owner.run, self._index, 1)], terminate=terminate)
         return self.cancelled()
+
+    # As an argument of another call ----------------------------------------------------------------------------
+
+    def reference(self, backend: Any) -> ValueOf | None:
+        """What stands for its value; None when that is here, and cannot be had from this backend."""
+        here = self._state == FINISHED and self._exception is None
+        if not to_refer(self._owner, backend, here, f"task {self.id}"):
+            return None
+        return ValueOf(self._owner.run, self._index, 1, True, self._owner.function.name)
+
+    def value(self) -> Any:
+        """Its value, which is here."""
+        return self._result
 
     # What the collector does with it -------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.functions import parameter_names
-from qnb.codec.pickling import dumps
 from qnb.codec.signing import RUN
 from qnb.errors import Unsupported
 from qnb.message import Stored
@@ -38,7 +37,7 @@ def submit(
     assert options.key is not None
     # All that may fail here comes first: a key that is taken and never submitted would keep others waiting.
     batch = _batch(session, session.new_run(), function, options, (args, kwargs))
-    dumps((args, kwargs))
+    session.aside.pack(args, kwargs)
     run = _claim(session, options.key, batch.run)
     if run != batch.run:
         if appears(session.backend, run, TAKEN_SECONDS):

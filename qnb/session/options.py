@@ -35,7 +35,8 @@ class TaskOptions:
     timeout: the call's lane is killed then; soft_timeout: SoftTimeout is raised inside the call then.
     priority: 0 … 9, 9 first. delay: not before so many seconds from now. expires: not later than that.
     queue: where to, when not the session's queue. key: a second submit with the same key, by any session, gets the
-    first one's outcome. max_deliveries: how many lanes a call may take down with it.
+    first one's outcome. max_deliveries: how many lanes a call may take down with it. keep: the result stays in the
+    backend, and a handle comes in its place.
     """
 
     retries: int = 0
@@ -49,6 +50,7 @@ class TaskOptions:
     key: str | None = None
     name: str | None = None
     max_deliveries: int = 3
+    keep: bool = False
 
     def __post_init__(self) -> None:
         for name in ("retries", "priority", "max_deliveries"):
@@ -81,5 +83,6 @@ class TaskOptions:
         """As they travel: what expires gets a date."""
         expires = None if self.expires is None else time.time() + self.expires
         return Options(
-            self.retries, self.backoff, self.timeout, self.soft_timeout, self.priority, expires, self.max_deliveries
+            self.retries, self.backoff, self.timeout, self.soft_timeout, self.priority, expires, self.max_deliveries,
+            self.keep,
         )

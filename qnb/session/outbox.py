@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qnb.codec.payloads import encode_columns, encode_pickled, is_plain
+from qnb.codec.payloads import encode_pickled, is_plain
 from qnb.codec.pickling import dumps
 from qnb.errors import QnbError
 from qnb.message import Frame, Function, Note
+from qnb.session.aside import Memo
 from qnb.session.batch import Batch
 from qnb.session.options import TaskOptions
 from qnb.session.stream import FRAME_BYTES, Stream
@@ -162,13 +163,13 @@ class Outbox:
     def _send_calls(self, batch: Batch, start: int, stop: int, size: int | None) -> None:
         session, options = self._session, batch.options.on_wire()
         columns = [values for _, values in batch.parameters]
-        plain = all(map(is_plain, columns))
+        plain, memo = all(map(is_plain, columns)), Memo(columns)
         frames: list[Frame] = []
         size_of_frames = 0
         while start < stop:
             end = min(stop, start + (size or session.sizes.frame(batch.function, len(batch))))
             if columns:
-                args = encode_columns([column[start:end] for column in columns], batch.names, plain)
+                args = session.aside.pack_rows([column[start:end] for column in columns], batch.names, plain, memo)
             else:
                 args = encode_pickled([dumps(((), {}))] * (end - start))
             now, count = time.time(), end - start

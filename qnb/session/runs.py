@@ -15,10 +15,19 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.codec.functions import source_of
-from qnb.codec.pickling import dumps, loads
+from qnb.codec.pickling import loads
+from qnb.codec.references import (
+    REFERRING,
+    Referable,
+    Reference,
+    decode_referring,
+    dumps_referring,
+    encode_referring,
+    loads_referring,
+)
 from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN, Signer
-from qnb.errors import CannotPickle, MessageError, QnbError, UnknownTask
-from qnb.message import DONE, STATES, Function, Outcomes, RunRecord
+from qnb.errors import CannotPickle, ConfigurationError, MessageError, QnbError, UnknownTask
+from qnb.message import DONE, STATES, Function, Outcomes, RunRecord, ValueOf, task_id
 from qnb.session.batch import Batch
 from qnb.session.options import TaskOptions
 
@@ -49,6 +58,24 @@ class Detail(msgspec.Struct, frozen=True):
     labels: list[str]
     names: list[str]
     parts: list[str] = []
+
+
+class Past(Referable):
+    """An argument of a run that was attached, which referred to something: it still does when the call is retried."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+
+    def reference(self, backend: Any) -> Reference:
+        return self._reference
+
+    def __repr__(self) -> str:
+        if not isinstance(self._reference, ValueOf):
+            return "<a kept value>"
+        run, name = self._reference.run, self._reference.name or "a call"
+        if self._reference.one:
+            return f"<the value of {name}, {task_id(run, self._reference.first)}>"
+        return f"<the values of {name}, {run}>"
 
 
 class Recorder:
@@ -170,9 +197,11 @@ class Recorder:
         if first * len(batch) > KEPT_BYTES:
             return None
         try:
-            data = dumps(columns)
-        except CannotPickle:  # told to whoever made the run
+            data, references = dumps_referring(columns, self._session.backend)
+        except (CannotPickle, ConfigurationError):  # told to whoever made the run
             return None
+        if references:
+            data = encode_referring([(data, references)])
         return data if len(data) <= KEPT_BYTES else None
 
     def _keep(self, batch: Batch, arguments: bytes | None) -> list[str]:
@@ -283,7 +312,12 @@ def _parameters(session: Session, detail: Detail) -> list[tuple[str, list[Any]]]
     if None in sealed:
         return []
     data = b"".join(session.signer.unseal(BLOB, part) for part in sealed if part is not None)
-    return list(zip(detail.labels, loads(data), strict=True))
+    if data[:1] == REFERRING:
+        [(pickled, references)] = decode_referring(data)
+        columns = loads_referring(pickled, [Past(reference) for reference in references])
+    else:
+        columns = loads(data)
+    return list(zip(detail.labels, columns, strict=True))
 
 
 def load_code(session: Session, function: Function) -> Function:

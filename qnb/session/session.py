@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 from qnb import registry, settings
 from qnb.brokers.base import Presence
 from qnb.codec.functions import Shipper, parameter_names
+from qnb.codec.kept import Kept
 from qnb.codec.outcomes import gaps
-from qnb.codec.pickling import dumps, ship_module
+from qnb.codec.parts import get_object
+from qnb.codec.pickling import ship_module
+from qnb.codec.references import Referable
 from qnb.codec.signing import ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
-from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, Function, split_task_id
+from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Blob, Frame, Function, split_task_id
+from qnb.session.aside import Aside
 from qnb.session.batch import Batch
 from qnb.session.collector import Collector
 from qnb.session.future import Future
@@ -107,7 +111,8 @@ class Session(concurrent.futures.Executor):
             raise
         self.bus = self.broker.bus()
         self.inbox = self.bus.join(self.peer)
-        self.collector = Collector(self.inbox, self.backend, self.signer, Watch(self).look)
+        self.collector = Collector(self.inbox, self.bus, self.backend, self.signer, Watch(self).look)
+        self.aside = Aside(self.backend, self.signer, self.broker.features.limits.message_bytes)
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
         self.recorder = Recorder(self)
@@ -194,7 +199,7 @@ class Session(concurrent.futures.Executor):
         stream = self.outbox.stream(self._shipper.ship(function), options)
         if stream.origin is None:
             stream.origin = function
-        call = dumps((args, kwargs))
+        call = self.aside.pack(args, kwargs)
         self.collector.expect(stream, 1)
         future, waiting = stream.add(call)
         self.outbox.added(waiting)
@@ -211,7 +216,7 @@ class Session(concurrent.futures.Executor):
 
         timeout: seconds from now that iterating may take. chunksize: calls a message; by default as measured.
         """
-        rows = list(zip(*iterables, strict=False))
+        rows = list(zip(*(each[:] if isinstance(each, Batch) else each for each in iterables), strict=False))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
         return self._launch("map", fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
 
@@ -227,7 +232,9 @@ class Session(concurrent.futures.Executor):
         names = tuple(grid)
         rows = list(itertools.product(*(list(values) for values in grid.values())))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
-        if fixed:
+        if fixed and any(isinstance(value, Referable) for value in fixed.values()):
+            names, columns = (*names, *fixed), [*columns, *([value] * len(rows) for value in fixed.values())]
+        elif fixed:
             inner = fn.function if isinstance(fn, Task) else fn
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
@@ -333,6 +340,11 @@ class Session(concurrent.futures.Executor):
         except KeyboardInterrupt:
             cancel()
             print(f"{what} is cancelled; what runs goes on to its end", file=sys.stderr)
+
+    def fetch(self, described: bytes | None, blob: Blob) -> Any:
+        """A result that was put aside; a handle for one that is to stay there."""
+        load = partial(get_object, self.backend.get_blob, self.signer)
+        return load(blob) if described is None else Kept(described, blob, self.backend, load)
 
     def learn(self, function: bytes, seconds: float, calls: int) -> None:
         """So many calls of a function took so long."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from qnb import message
 from qnb.codec.failures import unpack_failure
-from qnb.codec.outcomes import read_times
-from qnb.codec.payloads import decode_values, encode_pickled
+from qnb.codec.outcomes import read_times, spans_of
+from qnb.codec.payloads import decode_values
 from qnb.codec.pickling import loads
+from qnb.codec.references import Call
 from qnb.message import CANCELLED, DONE, Frame, Function, Outcomes, Progress
+from qnb.session.aside import pack_calls
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
 
@@ -34,12 +36,12 @@ class Stream:
         self.pending: dict[int, Future] = {}
         self._lock = threading.Lock()
         self._first = self._next = 0
-        self._buffer: list[bytes] = []
+        self._buffer: list[bytes | Call] = []
         self._outgoing: list[Frame] = []
         self._bytes = 0
 
-    def add(self, call: bytes) -> tuple[Future, int]:
-        """A pickled call: its future, and how much waits to be sent (FRAME_BYTES or more when it is time)."""
+    def add(self, call: bytes | Call) -> tuple[Future, int]:
+        """A packed call: its future, and how much waits to be sent (FRAME_BYTES or more when it is time)."""
         with self._lock:
             index = self._next
             self._next = index + 1
@@ -48,7 +50,7 @@ class Stream:
             if not buffer:
                 self.session.outbox.waiting.append(self)
             buffer.append(call)
-            self._bytes += len(call)
+            self._bytes += _size(call)
             # 256 calls count as full, however small.
             return future, max(self._bytes, len(buffer) << 8)
 
@@ -79,22 +81,22 @@ class Stream:
             if self._outgoing is not frames:
                 self._outgoing = frames + self._outgoing
 
-    def _frames(self, calls: list[bytes], first: int, limit: int) -> list[Frame]:
+    def _frames(self, calls: list[bytes | Call], first: int, limit: int) -> list[Frame]:
         now, options, peer = time.time(), self.options.on_wire(), self.session.peer
         frames, start = [], 0
         while start < len(calls):
-            stop, size = start + 1, len(calls[start])
-            while stop < len(calls) and stop - start < limit and size + len(calls[stop]) <= FRAME_BYTES:
-                size += len(calls[stop])
+            stop, size = start + 1, _size(calls[start])
+            while stop < len(calls) and stop - start < limit and size + _size(calls[stop]) <= FRAME_BYTES:
+                size += _size(calls[stop])
                 stop += 1
-            args = encode_pickled(calls[start:stop])
+            args = pack_calls(calls[start:stop])
             frames.append(Frame(self.run, first + start, stop - start, self.function, args, options, peer, now))
             start = stop
         return frames
 
     def absorb(self, outcomes: Outcomes) -> int:
         """Fill the futures of these calls; how many were new."""
-        values, broken = decode_values(outcomes.values, loads)
+        values, broken = decode_values(outcomes.values, loads, self.session.fetch)
         for position, text in outcomes.outputs.items():
             if (speaker := self.pending.get(outcomes.first + position)) is not None:
                 speaker._said(text, None, speaker.progress)
@@ -172,6 +174,10 @@ class Stream:
         return new
 
 
+def _size(call: bytes | Call) -> int:
+    return len(call) if isinstance(call, bytes) else len(call[0])
+
+
 def end(
     future: Future, state: int, position: int, values: list[Any], broken: dict[int, Exception], outcomes: Outcomes
 ) -> None:
@@ -185,14 +191,3 @@ def end(
         future._end_failed(message.FAILED, broken[position], "")
     else:
         future._end_done(values[position])
-
-
-def spans_of(indices: list[int]) -> list[tuple[int, int]]:
-    """Consecutive numbers as (first, count)."""
-    spans: list[tuple[int, int]] = []
-    for index in sorted(indices):
-        if spans and spans[-1][0] + spans[-1][1] == index:
-            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
-        else:
-            spans.append((index, 1))
-    return spans

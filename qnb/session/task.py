@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qnb.errors import ConfigurationError
+from qnb.session.canvas import Signature
 from qnb.session.options import TaskOptions
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Task:
                 f"{self!r} has come to a worker, where there is no session: call it, or submit from the notebook"
             )
         return self._session
+
+    def s(self, /, *args: Any, **kwargs: Any) -> Signature:
+        """A call of it that is not made yet, for chain, group and chord."""
+        return Signature(self, args, kwargs)
 
     def options(self, **changes: Any) -> Task:
         """The same task with other options."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qnb.brokers.base import Delivery
-from qnb.message import Frame, Outcomes, Progress
+from qnb.message import Blob, Frame, Outcomes, Progress
 from qnb.worker.protocol import Work
 
 
@@ -33,7 +34,10 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Store sealed outcomes and tell them to `reply_to`; if `doubtful`, only of calls that have none yet."""
+    """Store sealed outcomes and tell them to `reply_to`; if `doubtful`, only of calls that have none yet.
+
+    `aside`: files with what their values have put aside, to be stored before.
+    """
 
     run: str
     first: int
@@ -42,6 +46,7 @@ class Keep:
     data: bytes
     reply_to: str
     doubtful: bool = False
+    aside: Sequence[tuple[str, Blob]] = ()
 
 
 @dataclass(frozen=True, slots=True)

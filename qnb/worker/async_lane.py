@@ -7,17 +7,16 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import time
 from typing import Any
 
-from qnb.codec.payloads import decode_calls
-from qnb.codec.pickling import loads
-from qnb.codec.signing import Signer, decode
+from qnb.codec.signing import decode
 from qnb.errors import CannotUnpickle, SoftTimeout, TaskTimeout
 from qnb.worker.bars import watch_imports
 from qnb.worker.lane import _die_with_worker
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
-from qnb.worker.runner import Record, Runner
+from qnb.worker.runner import Place, Record, Runner
 from qnb.worker.tape import VOICE, Tape, Voice, share_console
 from qnb.worker.teller import Teller, last_steps
 
@@ -62,7 +61,7 @@ class _Lane:
 
     def __init__(self, welcome: Welcome, send: Callable[[Report], None], loop: asyncio.AbstractEventLoop) -> None:
         self.worker = welcome.worker
-        self.signer = Signer(welcome.key)
+        self.place = Place(welcome)
         self.send = send
         self.voices: dict[Voice, None] = {}
         self.teller = Teller(lambda: list(self.voices), lambda report: _send_soon(loop, send, report))
@@ -70,7 +69,7 @@ class _Lane:
 
     def runner(self, voice: Voice) -> Runner:
         """What a Record needs of a call: all have their own voice."""
-        return Runner(self.worker, self.signer, lambda *_: None, self.send, voice, self.teller)
+        return Runner(self.place, lambda *_: None, self.send, voice, self.teller)
 
 
 def _send_soon(loop: asyncio.AbstractEventLoop, send: Callable[[Report], None], report: Report) -> None:
@@ -88,17 +87,21 @@ def _start(lane: _Lane, work: Work) -> list[asyncio.Task[None]]:
         return []
     if lane.teller.dozing:
         lane.teller.wake()
-    pickled, calls = decode_calls(work.args)
+    opened, calls = lane.place.calls(work)
     return [
-        asyncio.create_task(_call(lane, work, work.first + position, function, call, pickled))
+        asyncio.create_task(_call(lane, work, work.first + position, function, partial(_open, opened, call)))
         for position, call in enumerate(calls)
     ]
 
 
-async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Any, pickled: bool) -> None:
+def _open(opened: Callable[[Any], Any] | None, call: Any) -> Any:
+    return call if opened is None else opened(call)
+
+
+async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Callable[[], Any]) -> None:
     single = Work(
         work.serial, work.run, index, 1, work.hash, work.name, None, b"", work.queued_at, work.attempt, work.retries,
-        work.soft_timeout, work.timeout,
+        work.soft_timeout, work.timeout, work.keep,
     )  # fmt: skip
     begun = time()
     voice = Voice(lane.worker, lambda: (work.serial, index, begun), Tape(), single)
@@ -106,7 +109,7 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Any, p
     lane.voices[voice] = None
     record = Record(lane.runner(voice), single)
     try:
-        args, kwargs = loads(call) if pickled else call
+        args, kwargs = call()
         record.values.append(await _limited(function(*args, **kwargs), work))
     except BaseException as error:  # its own CancelledError too: nobody else cancels a call
         record.fail(index, error)

@@ -9,10 +9,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from qnb.codec.signing import Signer, decode
+from qnb.codec.signing import decode
 from qnb.worker.bars import watch_imports
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
-from qnb.worker.runner import Mark, Runner
+from qnb.worker.runner import Mark, Place, Runner
 from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
 from qnb.worker.teller import Teller
 
@@ -70,7 +70,7 @@ def serve(
     works: Iterator[tuple[object, object]],
 ) -> None:
     """Run one work after the other."""
-    runner = Runner(welcome.worker, Signer(welcome.key), mark, send, voice, Teller(lambda: [voice], send))
+    runner = Runner(Place(welcome), mark, send, voice, Teller(lambda: [voice], send))
     for _, work in works:
         assert isinstance(work, Work)
         runner.run(work)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from qnb.brokers.base import Delivery
 from qnb.codec.failures import own_failure
-from qnb.codec.outcomes import gaps
+from qnb.codec.outcomes import gaps, spans_of
 from qnb.codec.payloads import slice_calls
+from qnb.codec.references import REFERRING
 from qnb.errors import QnbError, TaskExpired, TaskLost, TaskTimeout
-from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Frame, Outcomes, Progress
+from qnb.message import CANCELLED, FAILED, LOST, RETRYING, RUNNING, Failure, Frame, Outcomes, Progress
 from qnb.worker.actions import Ack, Action, Conclude, Deal, Keep, Kill, Publish, Reject, Release, Spawn, Tell
+from qnb.worker.graph import Blocked, Graph, Known, verdict_on
 from qnb.worker.limits import Limits
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Said, Work, remember
 from qnb.worker.state import Given, Held, LaneState, Piece
@@ -29,6 +31,9 @@ BACKOFF_MAX = 600.0
 SHORT_SECONDS = 0.0002
 SLOWED_KEPT = 4  # pieces over their rate that stay here; further frames go back to the queue
 SLOWED_SECONDS = 5.0
+BLOCKED_KEPT = 24  # frames whose calls all wait for others; further ones go back to the queue
+BLOCKED_SECONDS = 0.25  # at first, then doubled
+BLOCKED_MOST_SECONDS = 8.0
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
@@ -48,6 +53,8 @@ class WorkerLogic:
         self.revoked: dict[str, list[tuple[int, int]]] = {}
         self.limits = Limits()
         self.slowed: list[Piece] = []  # what its function's rate limit holds back
+        self.graph = Graph()
+        self._put_back: dict[tuple[str, int], int] = {}  # how often a frame that waits went back
         self.draining = False
         self.now = 0.0  # of the last event that had a time
         self.counts = {"done": 0, "failed": 0, "cancelled": 0, "lost": 0, "retried": 0, "lanes_died": 0}
@@ -77,8 +84,13 @@ class WorkerLogic:
             for first, count in spans:
                 actions += self._conclude(held, first, count, LOST, TaskLost(f"lost: {reason}"))
             return actions
-        for first, count in spans:
-            actions += self._admit(held, first, count, now)
+        if frame.args[:1] == REFERRING:
+            actions += self._unblock(self.graph.add(held, spans), now)
+            if self._too_many_wait(held):
+                return [*actions, self._give_back(held)]
+        else:
+            for first, count in spans:
+                actions += self._admit(held, first, count, now)
         if frame.function.is_async and not self._async_lane() and not self._spawning_async:
             self._spawning_async = True
             actions.append(Spawn(is_async=True))
@@ -86,7 +98,7 @@ class WorkerLogic:
 
     def refuse(self, frame: Frame, error: QnbError) -> list[Action]:
         """The outcome of calls that can never be run here or elsewhere."""
-        return [self._verdict(frame, frame.first, frame.count, FAILED, error)]
+        return [self._verdict(frame, frame.first, frame.count, FAILED, own_failure(error))]
 
     def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:
         options, run = held.frame.options, held.frame.run
@@ -103,12 +115,56 @@ class WorkerLogic:
         self.waiting.append(Piece(held, first, count))
         return []
 
+    # Calls that wait for others ------------------------------------------------------------------------------
+
+    def learn(self, run: str, known: Mapping[int, Known], now: float) -> list[Action]:
+        """Calls that others here wait for have ended."""
+        self.now = now
+        return self._unblock(self.graph.learn(run, known), now) + self.deal()
+
+    def _unblock(self, over: Sequence[Blocked], now: float) -> list[Action]:
+        """These need not wait any longer: start them, or end them with what they waited for."""
+        actions: list[Action] = []
+        ready: dict[int, tuple[Held, list[int]]] = {}
+        ended: dict[tuple[int, int], tuple[Held, tuple[int, Failure], list[int]]] = {}
+        for blocked in over:
+            held = blocked.held
+            if (gathering := blocked.failed) is not None:
+                key = (id(held), id(gathering))
+                if key not in ended:
+                    ended[key] = (held, verdict_on(gathering), [])
+                ended[key][2].append(blocked.index)
+                continue
+            if blocked.gatherings:
+                held.inputs[blocked.index] = blocked.gatherings
+            ready.setdefault(id(held), (held, []))[1].append(blocked.index)
+        for held, indices in ready.values():
+            for first, count in spans_of(indices):
+                actions += self._admit(held, first, count, now)
+        for held, (state, failure), indices in ended.values():
+            for first, count in spans_of(indices):
+                actions += self._conclude(held, first, count, state, failure)
+        return actions
+
+    def _too_many_wait(self, held: Held) -> bool:
+        """Whether a frame, all of whose calls wait, would take the place of those that they wait for."""
+        waiting = self.graph.blocked.get(id(held), {})
+        return len(self.graph.blocked) > BLOCKED_KEPT and len(waiting) == held.left == held.frame.count
+
+    def _give_back(self, held: Held) -> Release:
+        frame = held.frame
+        self.graph.take_out(held, frame.first, frame.count)
+        del self.held[id(held)]
+        times = self._put_back.get((frame.run, frame.first), 0)
+        remember(self._put_back, (frame.run, frame.first), times + 1, _KEPT)
+        return Release(held.delivery, min(BLOCKED_MOST_SECONDS, BLOCKED_SECONDS * 2.0 ** min(times, 10)))
+
     def room(self) -> int:
         """How many frames to fetch now: enough to keep every lane busy, no more than would be stranded by a crash."""
         if self.draining:
             return 0
         lanes = [lane for lane in self.lanes.values() if not lane.is_async and not lane.retiring]
-        if len(self.held) >= 4 * FETCH_FRAMES + len(lanes):
+        if len(self.held) - len(self.graph.blocked) >= 4 * FETCH_FRAMES + len(lanes):
             return 0
         waiting = [piece for piece in self.waiting if not piece.held.frame.function.is_async]
         seconds = sum(map(self._seconds, waiting))
@@ -240,11 +296,14 @@ class WorkerLogic:
             return [self._pass_on(held.frame, report.said)]
         actions: list[Action] = []
         self._learn(held.frame.function.hash, report)
+        aside = report.aside  # with the first, so that it is there before all of them
         for first, count, states, data in report.done:
             failed = states.count(FAILED)
             self.counts["failed"] += failed
             self.counts["done"] += count - failed
-            actions.append(Keep(held.frame.run, first, count, states, data, held.frame.reply_to, held.doubtful))
+            reply_to = held.frame.reply_to
+            actions.append(Keep(held.frame.run, first, count, states, data, reply_to, held.doubtful, aside))
+            aside = []
             actions += self._account(held, count)
             if lane.is_async:
                 given.open.difference_update(range(first, first + count))
@@ -293,10 +352,13 @@ class WorkerLogic:
         tell = Tell(progress, frame.reply_to)
         return [Publish(once, held.delivery.queue, delay), tell, *self._account(held, 1)]
 
-    def _conclude(self, held: Held, first: int, count: int, state: int, error: QnbError | None) -> list[Action]:
+    def _conclude(
+        self, held: Held, first: int, count: int, state: int, error: QnbError | Failure | None
+    ) -> list[Action]:
         """An outcome that the worker itself gives; a lost call goes to the dead letters too."""
         frame = held.frame
-        actions: list[Action] = [self._verdict(frame, first, count, state, error)]
+        failure = own_failure(error) if isinstance(error, QnbError) else error
+        actions: list[Action] = [self._verdict(frame, first, count, state, failure)]
         if state == LOST:
             if held.left == count == frame.count:
                 held.lost = str(error)
@@ -307,10 +369,10 @@ class WorkerLogic:
                 actions.append(Publish(dead, held.delivery.queue))
         return actions + self._account(held, count)
 
-    def _verdict(self, frame: Frame, first: int, count: int, state: int, error: QnbError | None) -> Conclude:
+    def _verdict(self, frame: Frame, first: int, count: int, state: int, failure: Failure | None) -> Conclude:
         """One and the same outcome for these calls, counted."""
         self.counts[{FAILED: "failed", CANCELLED: "cancelled", LOST: "lost"}[state]] += count
-        failures = dict.fromkeys(range(count), own_failure(error)) if error is not None else {}
+        failures = dict.fromkeys(range(count), failure) if failure is not None else {}
         outcomes = Outcomes(
             frame.run, first, count, bytes([state]) * count, b"", b"",
             self.worker, frame.sent_at, frame.attempt, failures,
@@ -414,7 +476,8 @@ class WorkerLogic:
         hard, soft = self.limits.times(frame)
         work = Work(
             self._serial, frame.run, piece.first, piece.count, function.hash, function.name, code, args,
-            frame.sent_at, frame.attempt, options.retries, soft, hard,
+            frame.sent_at, frame.attempt, options.retries, soft, hard, options.keep,
+            piece.held.values(piece.first, piece.count),
         )  # fmt: skip
         return Deal(lane.number, work)
 
@@ -481,6 +544,11 @@ class WorkerLogic:
             self.waiting.extendleft(Piece(piece.held, *span) for span in reversed(spans))
             for start, length in gaps(piece.first, piece.count, spans):
                 actions += self._conclude(piece.held, start, length, CANCELLED, None)
+        for waiting in [calls for calls in self.graph.blocked.values() if calls]:
+            held = next(iter(waiting.values())).held
+            if held.frame.run == run:
+                for start, length in spans_of(self.graph.take_out(held, first, count)):
+                    actions += self._conclude(held, start, length, CANCELLED, None)
         running: list[int] = []
         for lane in self.lanes.values():
             for given in lane.given.values():
@@ -509,6 +577,7 @@ class WorkerLogic:
         """Start nothing more; give back what has not been started. Calls that run go on to their end."""
         self.draining = True
         self._unslow()
+        self.waiting += self.graph.take_all_out()
         actions: list[Action] = []
         begun: dict[int, list[Piece]] = {}
         for piece in self.waiting:

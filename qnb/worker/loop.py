@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import selectors
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
 from qnb.codec.payloads import count_calls
+from qnb.codec.references import REFERRING
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.commands import Commands, worker_info
+from qnb.worker.dependencies import Dependencies, blobs_in, needed_files
+from qnb.worker.files import Files
+from qnb.worker.graph import Known
 from qnb.worker.intake import Intake
 from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
@@ -65,8 +71,10 @@ class Worker:
         self.started_at = time.time()
         self.stopped = threading.Event()
         self.failed = False
-        self._welcome = Welcome(key, options.name)
-        self._lock = threading.RLock()
+        self.files = Files(backend, self.signer, partial(needed_files, self))
+        self.dependencies = Dependencies(self)
+        self._welcome = Welcome(key, options.name, self.files.folder if backend.blobs else None)
+        self.lock = self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
         self._unwatched: set[int] = set()  # numbers of lanes that the selector does not know now
@@ -177,6 +185,13 @@ class Worker:
         if stored and frame.reply_to:
             # Whoever stored them may have died before telling.
             self.bus.post_many([Note(frame.reply_to, "outcomes", record.data) for record in stored])
+        if blobs := blobs_in(frame):
+            try:
+                self.files.fetch(blobs)
+            except MessageError as error:
+                log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
+                self._do([*self.logic.refuse(sealed, error), act.Reject(delivery, str(error))])
+                return None
         with self._lock:
             self._last_work = time.monotonic()
             actions = self.logic.received(delivery, frame, spans, time.time())
@@ -186,7 +201,15 @@ class Worker:
                 self._unwatched.add(lane.number)
             self._staying = lane
             self._do(actions)
+        if frame.args[:1] == REFERRING:
+            self.dependencies.taken(frame)
         return lane
+
+    def learn(self, run: str, known: Mapping[int, Known]) -> None:
+        """Calls that others here wait for have ended."""
+        with self._lock:
+            self._do(self.logic.learn(run, known, time.time()))
+            self._room.notify_all()
 
     def _short(self, actions: list[act.Action]) -> Lane | None:
         if len(actions) != 1 or not isinstance(actions[0], act.Deal) or not self.logic.only_short(actions[0]):
@@ -393,7 +416,11 @@ class Worker:
                 if mute and now - looked >= MUTE_SECONDS:
                     looked = now
                     self._read_revoked()
-                for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):
+                pause = min(self.dependencies.tend() or math.inf, PRESENCE_SECONDS / 3, lease / 3)
+                for note in self.inbox.receive_many(100, pause):
+                    if note.kind != "command":
+                        self._hear_of(note)
+                        continue
                     self._command(note)
                     beat = 0.0  # it may have changed what a worker says of itself
             except QnbError as error:
@@ -420,6 +447,13 @@ class Worker:
             elif now - self._last_work >= self.options.linger:
                 log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
                 self.stop()
+
+    def _hear_of(self, note: Note) -> None:
+        try:
+            if note.kind in ("outcomes", "stored"):
+                self.dependencies.heard(note)
+        except MessageError as error:
+            log.warning("a note is refused: %s", error)
 
     def _command(self, note: Note) -> None:
         try:
@@ -477,6 +511,7 @@ class Worker:
             self.consumer.close()
         except QnbError as error:
             log.warning("closing: %s", error)
+        self.files.close()
         self._selector.close()
         self._bell.close()
         self._poke.close()

@@ -17,12 +17,12 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
-from qnb.codec.signing import Signer, decode
+from qnb.codec.signing import decode
 from qnb.settings import lane_environment
 from qnb.worker.bars import watch_imports
 from qnb.worker.lane import MARK_BYTES, Page
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
-from qnb.worker.runner import Runner
+from qnb.worker.runner import Place, Runner
 from qnb.worker.tape import VOICE, Tape, Voice, last_of_spill, share_console, spill_file
 from qnb.worker.teller import Teller
 
@@ -232,7 +232,7 @@ class ThreadLane:
         self._thread.start()
 
     def _run(self, welcome: Welcome) -> None:
-        runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report, self._voice, self._teller)
+        runner = Runner(Place(welcome), self._note, self._report, self._voice, self._teller)
         VOICE.set(self._voice)
         watch_imports(whole=False)
         with contextlib.suppress(_LeftToItself):

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
+from qnb.message import Blob
+
 # A lane keeps this many functions; its worker knows which, because both forget the oldest for each new one.
 FUNCTIONS_KEPT = 500
 _LENGTH = struct.Struct("<I")
@@ -22,7 +24,10 @@ def remember(kept: dict[K, V], key: K, value: V, limit: int) -> None:
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """Calls for a lane to run. `code` comes only with the first work of a function in this lane."""
+    """Calls for a lane to run. `code` comes only with the first work of a function in this lane.
+
+    `values` has what calls refer to: values of other calls, by task id, each by itself (codec/references.py).
+    """
 
     serial: int
     run: str
@@ -37,6 +42,8 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
     retries: int = 0
     soft_timeout: float | None = None
     timeout: float | None = None
+    keep: bool = False
+    values: dict[str, bytes] = {}
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True):
@@ -57,6 +64,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
     `done` has (first, count, states, sealed Outcomes). `again` has (index, message) of calls to be tried again.
     `rest` is the (first, count) that the lane gives back unrun. `said` comes in between, in a report of its own.
+    `aside` has what results have put aside, each with the folder that its files are in.
     """
 
     serial: int
@@ -66,13 +74,18 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     again: list[tuple[int, str]] = []
     rest: tuple[int, int] | None = None
     said: Said | None = None
+    aside: list[tuple[str, Blob]] = []
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    """The first thing a lane is told: the signing key, which may stand on no command line, and its worker's name."""
+    """The first thing a lane is told: the signing key, which may stand on no command line, and its worker's name.
+
+    `folder` is where files of what was put aside are; None where the backend has no blob store.
+    """
 
     key: bytes
     worker: str
+    folder: str | None = None
 
     def __repr__(self) -> str:  # a repr may be printed or logged, and the key is a secret
         return f"<Welcome to worker {self.worker}>"

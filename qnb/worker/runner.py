@@ -6,7 +6,7 @@ import array
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import time
 from types import FrameType
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from qnb.codec.failures import own_failure, pack_failure
 from qnb.codec.functions import unpack
 from qnb.codec.output import Ring
-from qnb.codec.payloads import decode_calls, encode_values
+from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import loads
+from qnb.codec.references import REFERRING, decode_referring
 from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
-from qnb.message import DONE, FAILED, Failure, Outcomes
-from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
+from qnb.message import DONE, FAILED, Blob, Failure, Outcomes
+from qnb.worker.inputs import Inputs
+from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Welcome, Work, remember
 from qnb.worker.tape import Voice
 from qnb.worker.teller import Teller, last_steps
 
@@ -35,16 +37,35 @@ Mark = Callable[[int, int, float], None]  # (serial, index, Unix time): the call
 Send = Callable[[Report], None]
 
 
+class Place:
+    """The lane that calls run in."""
+
+    __slots__ = ("inputs", "signer", "worker")
+
+    def __init__(self, welcome: Welcome) -> None:
+        self.worker = welcome.worker
+        self.signer = Signer(welcome.key)
+        self.inputs = Inputs(welcome.folder)
+
+    def calls(self, work: Work) -> tuple[Callable[[Any], Any] | None, Iterable[Any]]:
+        """The calls of a work, and what opens one as (args, kwargs); None where they are so already."""
+        if work.args[:1] == REFERRING:
+            return self.inputs.opener(work), decode_referring(work.args)
+        pickled, calls = decode_calls(work.args)
+        return loads if pickled else None, calls
+
+
 class Runner:
     """Keeps the functions it has been given, and runs works; what they print is in its voice's tape."""
 
-    def __init__(self, worker: str, signer: Signer, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
-        self.worker = worker
+    def __init__(self, place: Place, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
+        self.worker = place.worker
+        self.place = place
         self.voice = voice
         self.teller = teller
         self._heard: dict[str, int] = {}  # characters of output, by run
         self._spilling: set[bytes] = set()  # functions whose calls write past Python: looked at after each call
-        self.signer = signer
+        self.signer = place.signer
         self.mark = mark
         self.send = send
         self._functions: dict[bytes, Callable[..., Any] | CannotUnpickle] = {}
@@ -91,7 +112,7 @@ class Runner:
         record.report(rest)
 
     def _run(self, work: Work, record: Record) -> tuple[int, int] | None:
-        pickled, calls = decode_calls(work.args)
+        opened, calls = self.place.calls(work)
         mark, serial, index = self.mark, work.serial, work.first
         if work.code is not None:
             mark(serial, index, record.begun)  # opening the function may take the process down, too
@@ -109,7 +130,7 @@ class Runner:
         for call in calls:
             mark(serial, index, ended)
             try:
-                args, kwargs = loads(call) if pickled else call
+                args, kwargs = call if opened is None else opened(call)
                 if timed is None:
                     values.append(function(*args, **kwargs))
                 else:
@@ -142,6 +163,7 @@ class Record:
         self.failures: dict[int, Failure] = {}
         self.again: list[tuple[int, str]] = []
         self.outputs: dict[int, str] = {}
+        self.aside: list[tuple[str, Blob]] = []
         self._heard = 0
 
     def listen(self, index: int) -> int:
@@ -180,11 +202,13 @@ class Record:
         if len(self.ends) > start:
             done.append(self._outcomes(start, len(self.ends)))
         seconds = self.ends[-1] - self.begun if self.ends else 0.0
-        self.runner.send(Report(self.work.serial, len(self.ends), seconds, done, self.again, rest))
+        self.runner.send(Report(self.work.serial, len(self.ends), seconds, done, self.again, rest, None, self.aside))
 
     def _outcomes(self, start: int, stop: int) -> tuple[int, int, bytes, bytes]:
         work = self.work
-        values, unpicklable = encode_values(self.values[start:stop])
+        encode = self.runner.place.inputs.encode_values
+        values, unpicklable, aside = encode(work, work.first + start, self.values[start:stop])
+        self.aside += aside
         failures = {i - start: f for i, f in self.failures.items() if start <= i < stop}
         for position, error in unpicklable.items():
             failures[position] = own_failure(error)

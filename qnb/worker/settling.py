@@ -45,7 +45,9 @@ class Settling:
         rest: list[act.Action] = []
         for action in taken:
             match action:
-                case act.Keep(run, first, count, states, data, reply_to, doubtful):
+                case act.Keep(run, first, count, states, data, reply_to, doubtful, aside):
+                    if aside:
+                        self._persist(partial(self._worker.files.take_in, aside, self._signer.about(run)))
                     record = Stored(run, first, count, data)
                     if doubtful:
                         self._persist(partial(self._add_new, turn, record, reply_to))
@@ -142,8 +144,10 @@ class Settling:
                 refused = self._at_once(self._consumer, turn)
             else:
                 refused = self._settle_in_steps(turn)
+            stored = turn.store
             turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
             self._mend(refused)
+            self._worker.dependencies.stored(stored, refused)
         for action in rest:
             if isinstance(action, act.Release):
                 self._consumer.release_many([action.delivery], action.delay)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qnb.brokers.base import Delivery
 from qnb.message import Frame
+
+if TYPE_CHECKING:
+    from qnb.worker.graph import Gathering
 
 
 @dataclass(slots=True, eq=False)
@@ -14,6 +19,7 @@ class Held:
     """A frame on a lease. `left` counts calls that are not accounted for.
 
     `doubtful`: another worker has or had it too, so that some of its calls may get their outcome elsewhere.
+    `inputs`: by index, the values of other calls that a call is to get.
     """
 
     frame: Frame
@@ -22,6 +28,15 @@ class Held:
     begun: bool = False
     lost: str | None = None
     doubtful: bool = False
+    inputs: dict[int, Sequence[Gathering]] = field(default_factory=dict)
+
+    def values(self, first: int, count: int) -> dict[str, bytes]:
+        """What these calls get of others, by task id."""
+        found: dict[str, bytes] = {}
+        for index in range(first, first + count) if self.inputs else ():
+            for gathering in self.inputs.get(index, ()):
+                found |= gathering.values
+        return found
 
 
 @dataclass(slots=True, eq=False)

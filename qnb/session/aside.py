@@ -1,0 +1,122 @@
+"""Arguments on their way out: what they refer to is named, what is large is put aside in the blob store, once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from qnb.backends.base import Backend
+from qnb.codec.parts import put_object, put_parts
+from qnb.codec.payloads import encode_columns, encode_pickled
+from qnb.codec.pickling import Apart, dumps_apart, dumps_small
+from qnb.codec.references import Call, Referable, Reference, dumps_referring, encode_referring
+from qnb.codec.signing import Signer
+from qnb.errors import CannotPickle
+from qnb.message import Blob
+
+LARGE_BYTES = 4 << 20  # an argument from this size on is put aside
+SHARED_BYTES = 1 << 16  # and one from this size on that many calls have
+_SEEN = 256
+_STORED_SECONDS = 3600.0  # for which what was stored is not looked after again
+_SMALL = frozenset((type(None), bool, int, float))
+_TEXT = (str, bytes)
+
+
+class Memo:
+    """What became of the objects in these columns, which stay alive meanwhile."""
+
+    def __init__(self, columns: Sequence[Sequence[Any]]) -> None:
+        self._columns = columns
+        self._often: set[int] | None = None
+        self.blobs: dict[int, Blob | None] = {}
+
+    def often(self, value: Any) -> bool:
+        """Whether several calls have this very object."""
+        if self._often is None:  # asked for large ones only, which most runs do not have
+            counts = Counter(key for column in self._columns for key in map(id, column))
+            self._often = {key for key, count in counts.items() if count > 1}
+        return id(value) in self._often
+
+
+class Aside:
+    """Of one session. `limit`: bytes that a message of its broker has room for, or None."""
+
+    def __init__(self, backend: Backend, signer: Signer, limit: int | None) -> None:
+        self._backend = backend
+        self._signer = signer
+        self._large = LARGE_BYTES if limit is None else min(LARGE_BYTES, limit // 2)
+        self._seen: dict[tuple[int, int, int], None] = {}  # what large arguments looked like
+        self._stored: dict[str, float] = {}
+
+    def pack(self, args: Sequence[Any], kwargs: dict[str, Any], memo: Memo | None = None) -> bytes | Call:
+        """One call; with `memo` one of a run that is known whole."""
+        known = memo.blobs if memo is not None else {}
+        if not known or not any(id(value) in known for value in (*args, *kwargs.values())):
+            data = dumps_small((tuple(args), kwargs), SHARED_BYTES)
+            if data is not None and (len(data) < SHARED_BYTES or not self._backend.blobs):
+                return data
+        replace: dict[int, Reference] = {}
+        for value in (*args, *kwargs.values()) if self._backend.blobs else ():
+            if type(value) in _SMALL or isinstance(value, Referable):
+                continue
+            if id(value) not in known:
+                known[id(value)] = self._put_aside(value, memo)
+            if (blob := known[id(value)]) is not None:
+                replace[id(value)] = blob
+        data, references = dumps_referring((tuple(args), kwargs), self._backend, replace)
+        return (data, references) if references else data
+
+    def pack_rows(self, columns: Sequence[Sequence[Any]], names: Sequence[str], plain: bool, memo: Memo) -> bytes:
+        """Calls side by side, given by column; the last `len(names)` columns are keyword arguments."""
+        if plain:
+            data = encode_columns(columns, names, plain)
+            if len(data) < SHARED_BYTES or not self._backend.blobs or not any(map(_has_large_text, columns)):
+                return data
+        positional, rows = len(columns) - len(names), zip(*columns, strict=True)
+        return pack_calls(
+            [self.pack(row[:positional], dict(zip(names, row[positional:], strict=True)), memo) for row in rows]
+        )
+
+    def _put_aside(self, value: Any, memo: Memo | None) -> Blob | None:
+        """What stands for a large value; None for one that travels with its call."""
+        apart = Apart(SHARED_BYTES)
+        try:
+            pickled = dumps_apart(value, apart)
+        except CannotPickle:  # it refers to something, or cannot travel: whoever pickles the whole call sees to it
+            return None
+        size = len(pickled) + sum(memory.nbytes for memory in apart.buffers)
+        if size < SHARED_BYTES:
+            return None
+        shared = memo.often(value) if memo is not None else self._again(pickled, apart)
+        return put_object(self.store, pickled, apart, shared) if shared or size >= self._large else None
+
+    def _again(self, pickled: bytes, apart: Apart) -> bool:
+        """Whether one that looked the same was an argument before: then it may be what many calls share."""
+        most = max((pickled, *apart.buffers), key=len)
+        looks = (len(most), hash(bytes(most[:2048])), hash(bytes(most[-2048:])))
+        if looks in self._seen:
+            return True
+        if len(self._seen) >= _SEEN:
+            del self._seen[next(iter(self._seen))]
+        self._seen[looks] = None
+        return False
+
+    def store(self, key: str, content: bytes | memoryview) -> None:
+        """Put content into the blob store, unless this session has just done so."""
+        now = time.monotonic()
+        if now - self._stored.get(key, -_STORED_SECONDS) >= _STORED_SECONDS:
+            put_parts(self._backend.put_blob, self._signer, key, content)
+            self._stored[key] = now
+
+
+def pack_calls(calls: Sequence[bytes | Call]) -> bytes:
+    """Packed calls as the payload of a frame."""
+    if all(type(call) is bytes for call in calls):
+        return encode_pickled(list(calls))  # type: ignore[arg-type]
+    return encode_referring(calls)
+
+
+def _has_large_text(column: Sequence[Any]) -> bool:
+    return any(type(value) in _TEXT and len(value) >= SHARED_BYTES for value in column)

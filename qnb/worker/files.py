@@ -1,0 +1,110 @@
+"""What was put aside, as files that all lanes of a worker map: fetched once a worker, whatever its size."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from qnb.codec.parts import get_parts, put_parts
+from qnb.message import Blob
+
+if TYPE_CHECKING:
+    from qnb.backends.base import Backend
+    from qnb.codec.signing import Signer
+
+_PREFIX = "qnb-worker-"
+KEPT_BYTES = 2 << 30  # of files that nothing needs just now
+
+
+class Files:
+    """A folder of one worker. A file is there under its name once it is whole; `fetch` and `take_in` by any thread."""
+
+    def __init__(self, backend: Backend, signer: Signer, needed: Callable[[], set[str]]) -> None:
+        self._backend = backend
+        self._signer = signer
+        self._needed = needed  # names of files that must stay, whatever room they take
+        _remove_left_behind()
+        self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}  # in the order of their last use
+        self._end = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def fetch(self, blobs: Iterable[Blob]) -> None:
+        """Have these here. MessageError when one is gone."""
+        wanted = {key: size for blob in blobs for key, size in names_of(blob)}
+        if not wanted:
+            return
+        with self._lock:
+            for key, size in wanted.items():
+                if self._sizes.pop(key, None) is None:
+                    self._write(key, size)
+                self._sizes[key] = size
+            self._tidy({*wanted, *self._needed()})
+
+    def _write(self, key: str, size: int) -> None:
+        path = os.path.join(self.folder, key)
+        try:
+            with open(path + ".part", "wb") as file:
+                for part in get_parts(self._backend.get_blob, self._signer, key, size):
+                    file.write(part)
+            os.rename(path + ".part", path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + ".part")
+            raise
+
+    def _tidy(self, needed: set[str]) -> None:
+        """Lanes that have a file mapped keep what is in it."""
+        for key in [key for key in self._sizes if key not in needed]:
+            if sum(self._sizes.values()) <= KEPT_BYTES:
+                return
+            del self._sizes[key]
+            os.unlink(os.path.join(self.folder, key))
+
+    def take_in(self, aside: Iterable[tuple[str, Blob]], signer: Signer) -> None:
+        """Put what lanes have left in folders here into the blob store, and have it at hand for calls to come."""
+        for folder, blob in aside:
+            for key, size in names_of(blob):
+                path = os.path.join(folder, key)
+                if os.path.exists(path):  # else the one before had the same content
+                    with open(path, "rb") as file, _mapped(file, size) as content:
+                        put_parts(self._backend.put_blob, signer, key, content)
+                    with self._lock:
+                        os.rename(path, os.path.join(self.folder, key))
+                        self._sizes[key] = size
+            os.rmdir(folder)
+        with self._lock:
+            self._tidy(self._needed())
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._end()
+
+
+@contextlib.contextmanager
+def _mapped(file: BinaryIO, size: int) -> Iterator[memoryview]:
+    if not size:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+        yield view
+
+
+def _remove_left_behind() -> None:
+    """Folders of workers that were killed."""
+    for name in os.listdir(tempfile.gettempdir()):
+        number = name.removeprefix(_PREFIX).partition("-")[0]
+        if name.startswith(_PREFIX) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
+            shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
+
+
+def names_of(blob: Blob) -> list[tuple[str, int]]:
+    """Name and size of everything a blob is made of."""
+    return [(blob.key, blob.size), *blob.buffers]

@@ -1,0 +1,242 @@
+"""Calls that wait for other calls' values: what is known, what is missing, who may start. No I/O, no clock.
+
+The frame of such a call is held on its lease, by whichever worker took it, until what it waits for is there. So a graph
+needs nobody but its workers: one that dies gives its frames back, and another looks anew at what the backend has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from qnb.codec.failures import own_failure
+from qnb.codec.outcomes import spans_of
+from qnb.codec.references import decode_referring
+from qnb.errors import DependencyCancelled, DependencyFailed
+from qnb.message import CANCELLED, DONE, FAILED, LOST, STATES, Failure, ValueOf, task_id
+from qnb.worker.state import Held, Piece
+
+RECENT_BYTES = 64 << 20  # of values that nobody waits for just now
+RECENT = 4096
+_CHAIN = 2000  # characters of an error that names a chain
+_NOT_RUN = "not run, since "
+
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The end of a call: `value` by itself (codec/references.py) when it is done, else how it failed."""
+
+    state: int
+    value: bytes = b""
+    failure: Failure | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """The values of calls `first` … `first + count - 1` of a run; several calls may wait for the same ones."""
+
+    need: ValueOf
+    missing: int
+    values: dict[str, bytes] = field(default_factory=dict)
+    failed: tuple[int, Known] | None = None
+    waiting: list[Blocked] = field(default_factory=list)
+    bytes: int = 0
+
+    def take(self, index: int, known: Known) -> None:
+        """One of them has ended."""
+        task = task_id(self.need.run, index)
+        if task in self.values or self.failed:
+            return
+        if known.state != DONE:
+            self.failed = (index, known)
+            return
+        self.values[task] = known.value
+        self.bytes += len(known.value) + 100
+        self.missing -= 1
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody has to wait for it any more."""
+        return not self.missing or self.failed is not None
+
+
+@dataclass(slots=True, eq=False)
+class Blocked:
+    """Call `index` of a held frame, and what it waits for."""
+
+    held: Held
+    index: int
+    gatherings: list[Gathering]
+
+    @property
+    def failed(self) -> Gathering | None:
+        """What will never be there."""
+        return next((each for each in self.gatherings if each.failed), None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all is there."""
+        return all(not each.missing for each in self.gatherings)
+
+
+class Graph:
+    """What calls of this worker wait for."""
+
+    def __init__(self) -> None:
+        self.blocked: dict[int, dict[int, Blocked]] = {}  # by id of the held frame, and index
+        self._singles: dict[str, dict[int, Gathering]] = {}
+        self._spans: dict[str, dict[Key, Gathering]] = {}
+        self._recent: dict[Key, Gathering] = {}
+        self._recent_bytes = 0
+
+    def add(self, held: Held, spans: Iterable[tuple[int, int]]) -> list[Blocked]:
+        """Look at what calls of a frame refer to; those that need not wait: they are ready, or have failed."""
+        calls = decode_referring(held.frame.args)
+        over: list[Blocked] = []
+        for index in (index for first, count in spans for index in range(first, first + count)):
+            needs = [each for each in calls[index - held.frame.first][1] if isinstance(each, ValueOf)]
+            blocked = Blocked(held, index, [self._gather(need) for need in needs])
+            if blocked.ready or blocked.failed:
+                over.append(blocked)
+                continue
+            self.blocked.setdefault(id(held), {})[index] = blocked
+            for gathering in blocked.gatherings:
+                gathering.waiting.append(blocked)
+        return over
+
+    def _gather(self, need: ValueOf) -> Gathering:
+        key = (need.run, need.first, need.count)
+        recent = self._recent.pop(key, None)
+        if recent is not None:
+            self._recent[key] = recent  # the one used last goes last
+            return recent
+        if need.count == 1:
+            singles = self._singles.setdefault(need.run, {})
+            return singles.setdefault(need.first, Gathering(need, 1))
+        return self._spans.setdefault(need.run, {}).setdefault(key, Gathering(need, need.count))
+
+    @property
+    def runs(self) -> list[str]:
+        """Runs of which something is missing."""
+        return list({*self._singles, *self._spans})
+
+    def wants(self, run: str) -> bool:
+        """Whether something of a run is missing."""
+        return run in self._singles or run in self._spans
+
+    def missing(self, run: str) -> list[int]:
+        """The calls of a run that somebody waits for, in order."""
+        indices = set(self._singles.get(run, ()))
+        for each in self._spans.get(run, {}).values():
+            need = each.need
+            indices.update(
+                i for i in range(need.first, need.first + need.count) if task_id(run, i) not in each.values
+            )
+        return sorted(indices)
+
+    def values(self) -> list[bytes]:
+        """Every value that is here."""
+        kept = [*self._recent.values(), *(each for calls in self._singles.values() for each in calls.values())]
+        kept += [each for spans in self._spans.values() for each in spans.values()]
+        return [value for gathering in kept for value in gathering.values.values()]
+
+    def learn(self, run: str, known: Mapping[int, Known]) -> list[Blocked]:
+        """Calls of a run have ended; who need not wait any longer."""
+        ended: list[Gathering] = []
+        singles, spans = self._singles.get(run, {}), self._spans.get(run, {})
+        for index, end in known.items():
+            if (single := singles.pop(index, None)) is not None:
+                single.take(index, end)
+                ended.append(single)
+        for key, span in list(spans.items()):
+            low, high = span.need.first, span.need.first + span.need.count
+            for index, end in known.items():
+                if low <= index < high:
+                    span.take(index, end)
+            if span.over:
+                del spans[key]
+                ended.append(span)
+        self._forget_empty(run)
+        over: dict[int, Blocked] = {}
+        for gathering in ended:
+            over |= {id(blocked): blocked for blocked in gathering.waiting if blocked.ready or gathering.failed}
+            gathering.waiting.clear()
+            self._remember(gathering)
+        for blocked in over.values():
+            self._leave(blocked)
+        return list(over.values())
+
+    def _forget_empty(self, run: str) -> None:
+        if run in self._singles and not self._singles[run]:
+            del self._singles[run]
+        if run in self._spans and not self._spans[run]:
+            del self._spans[run]
+
+    def _remember(self, gathering: Gathering) -> None:
+        need = gathering.need
+        self._recent[need.run, need.first, need.count] = gathering
+        self._recent_bytes += gathering.bytes
+        while len(self._recent) > RECENT or (self._recent and self._recent_bytes > RECENT_BYTES):
+            self._recent_bytes -= self._recent.pop(next(iter(self._recent))).bytes
+
+    def _leave(self, blocked: Blocked) -> None:
+        calls = self.blocked.get(id(blocked.held))
+        if calls is not None and calls.pop(blocked.index, None) is not None and not calls:
+            del self.blocked[id(blocked.held)]
+
+    def take_out(self, held: Held, first: int, count: int) -> list[int]:
+        """These calls wait no longer, whatever becomes of them; those of them that did."""
+        calls = self.blocked.get(id(held), {})
+        found = [index for index in sorted(calls) if first <= index < first + count]
+        for index in found:
+            blocked = calls[index]
+            self._leave(blocked)
+            for gathering in blocked.gatherings:
+                if blocked in gathering.waiting:
+                    gathering.waiting.remove(blocked)
+                if not gathering.waiting and not gathering.over:
+                    self._drop(gathering)
+        return found
+
+    def _drop(self, gathering: Gathering) -> None:
+        """Nobody waits for it any more."""
+        need = gathering.need
+        if need.count == 1:
+            self._singles.get(need.run, {}).pop(need.first, None)
+        else:
+            self._spans.get(need.run, {}).pop((need.run, need.first, need.count), None)
+        self._forget_empty(need.run)
+
+    def take_all_out(self) -> list[Piece]:
+        """Nothing waits any longer: all that did, as pieces."""
+        pieces = []
+        for calls in list(self.blocked.values()):
+            held = next(iter(calls.values())).held
+            indices = self.take_out(held, held.frame.first, held.frame.count)
+            pieces += [Piece(held, first, count) for first, count in spans_of(indices)]
+        return pieces
+
+
+def verdict_on(gathering: Gathering) -> tuple[int, Failure]:
+    """State and failure of calls that are not run for want of these values: cancelled with them, or failed."""
+    assert gathering.failed is not None
+    index, known = gathering.failed
+    failure = known.failure
+    what = f"{gathering.need.name or 'a call'} ({task_id(gathering.need.run, index)})"
+    if failure is not None and failure.message.startswith(_NOT_RUN):
+        why = f"{what} was {failure.message}"
+    elif known.state == CANCELLED:
+        why = f"{what} was cancelled"
+    else:
+        told = f": {failure.type_name}: {failure.message}" if failure is not None else ""
+        why = f"{what} {'was lost' if known.state == LOST else STATES[known.state]}{told}"
+    if len(why) > _CHAIN:
+        why = f"{why[: _CHAIN // 2]} … {why[-_CHAIN // 2 :]}"
+    cancelled = known.state == CANCELLED
+    error = (DependencyCancelled if cancelled else DependencyFailed)(_NOT_RUN + why)
+    root = None if failure is None else failure.root or failure
+    return CANCELLED if cancelled else FAILED, replace(own_failure(error), root=root)
