@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qnb.codec.kept import Kept as Kept
     from qnb.errors import (
         AccessDenied as AccessDenied,
     )
@@ -87,6 +88,7 @@ _PUBLIC = {
     "current_session": "qnb.session.session",
     "Batch": "qnb.session.batch",
     "Future": "qnb.session.future",
+    "Kept": "qnb.codec.kept",
     "Task": "qnb.session.task",
     **dict.fromkeys(("chain", "chord", "group"), "qnb.session.canvas"),
     "brokers": "qnb.monitor.brokers",

@@ -43,7 +43,7 @@ class Gathering:
     missing: int
     values: dict[str, bytes] = field(default_factory=dict)
     failed: tuple[int, Known] | None = None
-    waiting: list[Blocked] = field(default_factory=list)
+    waiting: dict[int, Blocked] = field(default_factory=dict)  # by id
     bytes: int = 0
 
     def take(self, index: int, known: Known) -> None:
@@ -105,7 +105,7 @@ class Graph:
                 continue
             self.blocked.setdefault(id(held), {})[index] = blocked
             for gathering in blocked.gatherings:
-                gathering.waiting.append(blocked)
+                gathering.waiting[id(blocked)] = blocked
         return over
 
     def _gather(self, need: ValueOf) -> Gathering:
@@ -163,7 +163,8 @@ class Graph:
         self._forget_empty(run)
         over: dict[int, Blocked] = {}
         for gathering in ended:
-            over |= {id(blocked): blocked for blocked in gathering.waiting if blocked.ready or gathering.failed}
+            waiting = gathering.waiting.items()
+            over |= {key: blocked for key, blocked in waiting if gathering.failed or blocked.ready}
             gathering.waiting.clear()
             self._remember(gathering)
         for blocked in over.values():
@@ -184,22 +185,22 @@ class Graph:
             self._recent_bytes -= self._recent.pop(next(iter(self._recent))).bytes
 
     def _leave(self, blocked: Blocked) -> None:
-        calls = self.blocked.get(id(blocked.held))
-        if calls is not None and calls.pop(blocked.index, None) is not None and not calls:
+        """It waits no longer, for anything."""
+        calls = self.blocked[id(blocked.held)]
+        del calls[blocked.index]
+        if not calls:
             del self.blocked[id(blocked.held)]
+        for gathering in blocked.gatherings:
+            was = gathering.waiting.pop(id(blocked), None)
+            if was is not None and not gathering.waiting and not gathering.over:
+                self._drop(gathering)
 
     def take_out(self, held: Held, first: int, count: int) -> list[int]:
         """These calls wait no longer, whatever becomes of them; those of them that did."""
         calls = self.blocked.get(id(held), {})
         found = [index for index in sorted(calls) if first <= index < first + count]
         for index in found:
-            blocked = calls[index]
-            self._leave(blocked)
-            for gathering in blocked.gatherings:
-                if blocked in gathering.waiting:
-                    gathering.waiting.remove(blocked)
-                if not gathering.waiting and not gathering.over:
-                    self._drop(gathering)
+            self._leave(calls[index])
         return found
 
     def _drop(self, gathering: Gathering) -> None:

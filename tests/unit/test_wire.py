@@ -49,9 +49,11 @@ def type_name(kind: Any) -> str:
 def default_name(field: msgspec.structs.FieldInfo) -> str:
     """A default as the page writes it."""
     if field.default_factory is not msgspec.NODEFAULT:
-        return "{}"
+        return repr(field.default_factory())
     if field.default is msgspec.NODEFAULT:
         return ""
+    if field.default is True:
+        return "true"
     if isinstance(field.default, msgspec.Struct):
         return type(field.default).__name__
     words: dict[Any, str] = {None: "nil", False: "false", "": '""'}

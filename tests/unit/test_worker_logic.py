@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -14,17 +14,34 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from qnb.brokers.base import Delivery
 from qnb.codec.payloads import decode_calls, encode_pickled
-from qnb.message import CANCELLED, DONE, FAILED, LOST, Frame, Function, Options
+from qnb.codec.references import decode_referring, encode_referring
+from qnb.message import CANCELLED, DONE, FAILED, LOST, Frame, Function, Options, ValueOf
 from qnb.worker import actions as act
+from qnb.worker.graph import Known
 from qnb.worker.logic import AHEAD_SECONDS, WorkerLogic
 from qnb.worker.protocol import Report, Work
 
 REASON = "its process was killed"
 
 
-def payload(first: int, count: int) -> bytes:
-    """Arguments that tell which call they belong to."""
-    return encode_pickled([str(index).encode() for index in range(first, first + count)])
+def payload(first: int, count: int, needs: Sequence[ValueOf] = ()) -> bytes:
+    """Arguments that tell which call they belong to; every second call refers to others, where there are any."""
+    calls = [str(index).encode() for index in range(first, first + count)]
+    if not needs:
+        return encode_pickled(calls)
+    return encode_referring([(call, list(needs)) if int(call) % 2 else call for call in calls])
+
+
+def read(args: bytes) -> list[tuple[bytes, list[ValueOf]]]:
+    """The calls of a payload, and what they refer to."""
+    if args[:1] == b"r":
+        return decode_referring(args)  # type: ignore[return-value]
+    return [(call, []) for call in decode_calls(args)[1]]
+
+
+def tasks_of(need: ValueOf) -> set[str]:
+    """The ids of the calls that one refers to."""
+    return {f"{need.run}:{index}" for index in range(need.first, need.first + need.count)}
 
 
 class World:
@@ -46,6 +63,9 @@ class World:
         self.async_left: dict[int, set[int]] = {}  # by serial: calls of a work that have not ended
         self.next_lane = self.next_run = self.next_token = 0
         self.revoked: set[tuple[str, int]] = set()
+        self.spans: set[tuple[str, int, int]] = set()  # what a call may refer to
+        self.upon: dict[tuple[str, int], set[tuple[str, int]]] = {}  # what each call refers to
+        self.untold: dict[tuple[str, int], Known] = {}  # ends that the logic has not heard of
         self.dead: set[tuple[str, int]] = set()
         self.do(self.logic.start())
 
@@ -61,9 +81,10 @@ class World:
         assert lane in self.works, "a lane that is there"
         assert lane not in self.killed
         assert not self.logic.lanes[lane].retiring
-        pickled, calls = decode_calls(work.args)
-        assert pickled
-        assert list(calls) == [str(i).encode() for i in range(work.first, work.first + work.count)], "its own arguments"
+        calls = read(work.args)
+        assert [call for call, _ in calls] == [str(i).encode() for i in range(work.first, work.first + work.count)]
+        needed = {task for _, needs in calls for need in needs for task in tasks_of(need)}
+        assert work.values == {task: task.encode() for task in needed}, "the values of all that they refer to"
         if not self.is_async[lane]:
             self.check_dealt(lane, work)
         self.works[lane].append(work)
@@ -98,6 +119,7 @@ class World:
         for index, state in enumerate(states, first):
             assert (run, index) in self.expected
             self.ended.setdefault((run, index), []).append(state)
+            self.untold[run, index] = known(run, index, state)
             self.resolve(run, index)
 
     def resolve(self, run: str, index: int) -> None:
@@ -112,9 +134,8 @@ class World:
     def on_publish(self, action: act.Publish) -> None:
         frame = action.frame
         assert action.queue == "q"
-        assert list(decode_calls(frame.args)[1]) == [
-            str(i).encode() for i in range(frame.first, frame.first + frame.count)
-        ]
+        calls = [call for call, _ in read(frame.args)]
+        assert calls == [str(i).encode() for i in range(frame.first, frame.first + frame.count)]
         for index in range(frame.first, frame.first + frame.count):
             self.resolve(frame.run, index)
         self.pool.append(frame)
@@ -163,6 +184,18 @@ class World:
         stored = [(i, 1) for i in calls if (frame.run, i) in self.ended or i in known] if deliveries > 1 else []
         self.resolved[token] |= {i for i, _ in stored}
         self.do(self.logic.received(delivery, frame, stored, self.now))
+
+    def tell(self) -> None:
+        """What has ended is told to the logic."""
+        while self.untold:
+            (run, index), end = self.untold.popitem()
+            self.do(self.logic.learn(run, {index: end}, self.now))
+
+    def look(self) -> None:
+        """What the logic waits for is looked up, as after a frame has come, or a note was lost."""
+        for run in self.logic.graph.runs:
+            found = {i: self.ended[run, i] for i in self.logic.graph.missing(run) if (run, i) in self.ended}
+            self.do(self.logic.learn(run, {i: known(run, i, states[0]) for i, states in found.items()}, self.now))
 
     def lane_up(self) -> None:
         is_async = self.spawning.pop(0)
@@ -224,6 +257,11 @@ class World:
         self.do(self.logic.reported(lane, Report(work.serial, 1, seconds, done, again), self.now))
 
 
+def known(run: str, index: int, state: int) -> Known:
+    """The end of a call, as another hears of it: its value is its own id."""
+    return Known(state, f"{run}:{index}".encode() if state == DONE else b"")
+
+
 FUNCTIONS = [Function(bytes([n]) * 16, f"f{n}", b"code", n == 3) for n in range(4)]
 COUNTS = st.integers(1, 12)
 
@@ -238,16 +276,24 @@ class Life(RuleBasedStateMachine):
     @rule(
         count=COUNTS, function=st.sampled_from(FUNCTIONS), retries=st.integers(0, 2), deaths=st.integers(1, 3),
         expires=st.sampled_from([None, None, -1.0, 5.0]), timeout=st.sampled_from([None, 0.1]),
+        needs=st.integers(0, 3), data=st.data(),
     )  # fmt: skip
     def new_frame(
-        self, count: int, function: Function, retries: int, deaths: int, expires: float | None, timeout: float | None
-    ) -> None:
+        self, count: int, function: Function, retries: int, deaths: int, expires: float | None, timeout: float | None,
+        needs: int, data: Any,
+    ) -> None:  # fmt: skip
         world = self.world
         world.next_run += 1
         until = None if expires is None else world.now + expires
         options = Options(retries, 0.0, timeout, None, 0, until, deaths)
         first = world.next_run % 5
-        frame = Frame(f"r{world.next_run}", first, count, function, payload(first, count), options, "s.1", world.now)
+        referred = [data.draw(st.sampled_from(sorted(world.spans))) for _ in range(needs if world.spans else 0)]
+        args = payload(first, count, [ValueOf(*span) for span in referred])
+        frame = Frame(f"r{world.next_run}", first, count, function, args, options, "s.1", world.now)
+        world.spans |= {(frame.run, first, count), (frame.run, first + count - 1, 1)}
+        if referred:
+            upon = {(run, a + i) for run, a, n in referred for i in range(n)}
+            world.upon |= {(frame.run, i): upon for i in range(first, first + count) if i % 2}
         world.expected |= {(frame.run, index) for index in range(first, first + count)}
         world.pool.append(frame)
 
@@ -255,6 +301,15 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def deliver(self, data: Any) -> None:
         self.world.deliver(self.world.pool.pop(data.draw(st.integers(0, len(self.world.pool) - 1))))
+
+    @precondition(lambda self: self.world.untold)
+    @rule()
+    def tell(self) -> None:
+        self.world.tell()
+
+    @rule()
+    def look(self) -> None:
+        self.world.look()
 
     @precondition(lambda self: self.world.spawning)
     @rule()
@@ -339,6 +394,15 @@ class Life(RuleBasedStateMachine):
         assert not twice, twice
 
     @invariant()
+    def a_call_ends_as_what_it_waits_for(self) -> None:
+        """It is not run where something it refers to has no value; and then it is not done."""
+        for call, upon in self.world.upon.items():
+            for state in self.world.ended.get(call, ()):
+                ends = [self.world.ended.get(other, [None])[0] for other in upon]
+                if state in (DONE, LOST):
+                    assert ends == [DONE] * len(ends), (call, ends)
+
+    @invariant()
     def it_holds_what_is_delivered(self) -> None:
         held = [item.delivery.token for item in self.world.logic.held.values()]
         assert sorted(held) == sorted(self.world.open)
@@ -351,6 +415,8 @@ class Life(RuleBasedStateMachine):
         for frame in world.pool:
             if not frame.dead:
                 places.update((frame.run, i) for i in range(frame.first, frame.first + frame.count))
+        for calls in logic.graph.blocked.values():
+            places.update((blocked.held.frame.run, i) for i, blocked in calls.items())
         for piece in logic.waiting:
             places.update((piece.held.frame.run, i) for i in range(piece.first, piece.first + piece.count))
         for lane, works in world.works.items():
@@ -373,13 +439,20 @@ class Life(RuleBasedStateMachine):
             elif any(world.works.values()):
                 world.report(next(n for n, works in world.works.items() if works), 100, set(), 0.001)
             elif world.pool:
-                world.deliver(world.pool.pop())
+                world.deliver(world.pool.pop(0))
+                world.look()
+            elif world.untold:
+                world.tell()
             else:
-                break
+                world.look()
+                if not any(world.works.values()):
+                    break
         assert world.logic.idle
         assert not world.logic.busy
         assert not world.open
         assert not world.logic.waiting
+        assert not world.logic.graph.blocked
+        assert not world.logic.graph.runs, "and nothing is waited for"
         assert set(world.ended) == world.expected
         assert all(len(states) == 1 for states in world.ended.values())
         assert all(times == 1 for times in world.settled.values())
@@ -389,7 +462,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
