@@ -1,4 +1,4 @@
-"""Large arguments and results: put aside in the blob store, once; kept results; what they cost the processes between."""
+"""Large arguments and results: put aside in the blob store, once; kept results; what they cost those between."""
 
 from __future__ import annotations
 
