@@ -18,6 +18,7 @@ PART_BYTES = 4 << 20
 
 Put = Callable[[str, bytes], None]
 Get = Callable[[str], bytes | None]
+Read = Callable[[int, int], bytes]
 
 
 def key_of(content: bytes | memoryview) -> str:
@@ -31,12 +32,11 @@ def part_names(key: str, size: int) -> list[str]:
     return [key] if count <= 1 else [f"{key}-{number}" for number in range(count)]
 
 
-def put_parts(put: Put, signer: Signer, key: str, content: bytes | memoryview) -> None:
-    """Store content under its name."""
-    view = memoryview(content).cast("B") if len(content) else memoryview(b"")
-    for number, name in enumerate(part_names(key, view.nbytes)):
-        part = view[number * PART_BYTES : (number + 1) * PART_BYTES]
-        put(name, signer.seal(BLOB, bytes(part)))
+def put_parts(put: Put, signer: Signer, key: str, size: int, read: Read) -> None:
+    """Store content under its name; `read` gives what is at an offset, of so many bytes."""
+    for number, name in enumerate(part_names(key, size)):
+        at = number * PART_BYTES
+        put(name, signer.seal(BLOB, read(at, min(PART_BYTES, size - at))))
 
 
 def get_parts(get: Get, signer: Signer, key: str, size: int) -> Iterator[bytes]:

@@ -86,6 +86,8 @@ def dumps_apart(value: Any, apart: Apart) -> bytes:
 class Apart:
     """Memory left out of a pickle (protocol 5): that of arrays and the like, of `least` bytes or more."""
 
+    __slots__ = ("buffers", "least")
+
     def __init__(self, least: int) -> None:
         self.least = least
         self.buffers: list[memoryview] = []

@@ -9,8 +9,8 @@ from typing import Any
 
 from qnb.backends.base import Backend
 from qnb.codec.parts import put_object, put_parts
-from qnb.codec.payloads import encode_columns, encode_pickled
-from qnb.codec.pickling import Apart, dumps_apart, dumps_small
+from qnb.codec.payloads import PLAIN, encode_columns, encode_pickled
+from qnb.codec.pickling import Apart, dumps, dumps_apart, dumps_small
 from qnb.codec.references import Call, Referable, Reference, dumps_referring, encode_referring
 from qnb.codec.signing import Signer
 from qnb.errors import CannotPickle
@@ -50,11 +50,15 @@ class Aside:
         self._seen: dict[tuple[int, int, int], None] = {}  # what large arguments looked like
         self._stored: dict[str, float] = {}
 
-    def pack(self, args: Sequence[Any], kwargs: dict[str, Any], memo: Memo | None = None) -> bytes | Call:
+    def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any], memo: Memo | None = None) -> bytes | Call:
         """One call; with `memo` one of a run that is known whole."""
+        if PLAIN.issuperset(map(type, args)) and (not kwargs or PLAIN.issuperset(map(type, kwargs.values()))):
+            data: bytes | None = dumps((args, kwargs))
+            if data is not None and len(data) < SHARED_BYTES:
+                return data
         known = memo.blobs if memo is not None else {}
         if not known or not any(id(value) in known for value in (*args, *kwargs.values())):
-            data = dumps_small((tuple(args), kwargs), SHARED_BYTES)
+            data = dumps_small((args, kwargs), SHARED_BYTES)
             if data is not None and (len(data) < SHARED_BYTES or not self._backend.blobs):
                 return data
         replace: dict[int, Reference] = {}
@@ -65,7 +69,7 @@ class Aside:
                 known[id(value)] = self._put_aside(value, memo)
             if (blob := known[id(value)]) is not None:
                 replace[id(value)] = blob
-        data, references = dumps_referring((tuple(args), kwargs), self._backend, replace)
+        data, references = dumps_referring((args, kwargs), self._backend, replace)
         return (data, references) if references else data
 
     def pack_rows(self, columns: Sequence[Sequence[Any]], names: Sequence[str], plain: bool, memo: Memo) -> bytes:
@@ -107,7 +111,9 @@ class Aside:
         """Put content into the blob store, unless this session has just done so."""
         now = time.monotonic()
         if now - self._stored.get(key, -_STORED_SECONDS) >= _STORED_SECONDS:
-            put_parts(self._backend.put_blob, self._signer, key, content)
+            view = memoryview(content)
+            put, size = self._backend.put_blob, len(view)
+            put_parts(put, self._signer, key, size, lambda at, length: bytes(view[at : at + length]))
             self._stored[key] = now
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from qnb.codec.parts import get_parts, put_parts
@@ -74,8 +74,9 @@ class Files:
             for key, size in names_of(blob):
                 path = os.path.join(folder, key)
                 if os.path.exists(path):  # else the one before had the same content
-                    with open(path, "rb") as file, _mapped(file, size) as content:
-                        put_parts(self._backend.put_blob, signer, key, content)
+                    # Read, not mapped: what a process has mapped counts as its memory.
+                    with open(path, "rb") as file:
+                        put_parts(self._backend.put_blob, signer, key, size, partial(_read, file))
                     with self._lock:
                         os.rename(path, os.path.join(self.folder, key))
                         self._sizes[key] = size
@@ -88,13 +89,9 @@ class Files:
         self._end()
 
 
-@contextlib.contextmanager
-def _mapped(file: BinaryIO, size: int) -> Iterator[memoryview]:
-    if not size:
-        yield memoryview(b"")
-        return
-    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-        yield view
+def _read(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
 
 
 def _remove_left_behind() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import qnb
 from qnb.codec import parts
+from tests.contract.conftest import run_python
 
 LARGE = 6 << 20
 
@@ -152,3 +153,52 @@ def test_what_was_put_aside_and_is_gone(session: qnb.Session, monkeypatch: pytes
     session.aside._stored.clear()
     error = session.submit(len, np.zeros(LARGE, dtype="uint8")).exception(60)
     assert "no longer has the blob" in str(error)
+
+
+SCRIPT = """
+import os, resource, sys
+import numpy as np
+import qnb
+
+def mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def worker():
+    replies = session.control.stats(timeout=10)
+    [stats] = [reply for name, reply in replies.items() if name.startswith(f"local-{os.getpid()}-")]
+    return stats["max_rss_bytes"] / 2**20
+
+def make(n):
+    import numpy
+    return numpy.ones(n, dtype="uint8")
+
+def size(array):
+    return array.nbytes
+
+session = qnb.Session(sys.argv[1], workers=1, queue="large")
+session.submit(size, np.ones(3)).result(60), session.submit(make, 3).result(60)
+large = make(256 * 2**20)
+before, worker_before = mib(), worker()
+assert session.submit(size, large).result(100) == 256 * 2**20
+print("sent", mib() - before, worker() - worker_before)
+del large
+before = mib()
+result = session.submit(make, 256 * 2**20).result(100)
+print("came", mib() - before, worker() - worker_before)
+session.close()
+"""
+
+
+def test_what_a_large_value_costs_those_between(kind: str, place: str, tmp_path: Any) -> None:
+    """256 MiB there and back: neither the session nor the worker that passes it on ever holds it a second time."""
+    if kind == "memory":
+        pytest.skip("its worker is the session's own process")
+    script = tmp_path / "large.py"
+    script.write_text(SCRIPT)
+    done = run_python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", place, timeout=110)
+    assert done.returncode == 0, done.stderr
+    (_, session_in, worker_in), (_, session_out, worker_out) = (line.split() for line in done.stdout.splitlines())
+    print(f"{kind}: {done.stdout}")
+    assert float(session_in) < 64, "MiB more, besides what it held"
+    assert float(session_out) < 64, "the result takes the place of the argument"
+    assert max(float(worker_in), float(worker_out)) < 64
