@@ -256,7 +256,19 @@ def test_an_event_stream(session: qnb.Session) -> None:
         assert {"task-done", "task-failed"} <= set(df["kind"])
         assert list(df.columns) == ["at", "kind", "worker", "run", "first", "count", "name", "detail"]
         assert str(df["at"].dt.tz) == "UTC"
+        assert {name.rpartition(".")[2] for name in df["name"]} == {"<lambda>"}
     assert list(session.events(seconds=0)) == []
+
+
+def test_an_event_of_a_call_that_goes_on_has_its_name(session: qnb.Session) -> None:
+    def slow(index: int) -> int:
+        time.sleep(0.5)
+        return index
+
+    with session.events() as events:
+        until(lambda: session.submit(slow, 1).result(SECONDS) and "task-running" in set(events.df["kind"]))
+        df = events.df
+        assert {name.rpartition(".")[2] for name in df["name"][df["kind"] == "task-running"]} == {"slow"}
 
 
 def test_features_are_measured(session: qnb.Session) -> None:
