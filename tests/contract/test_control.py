@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 import qnb
-from qnb.brokers.base import PRESENCE_SECONDS
+from qnb.brokers.base import PRESENCE_SECONDS, QueueSpec
 from tests.contract.conftest import EVERY, ROOT, Gate, new_place, until
 from tests.services import Services
 
@@ -282,6 +282,18 @@ def test_features_are_measured(session: qnb.Session) -> None:
     assert set(session.broker.queues()) == before, "nothing is left behind"
     assert table.limits == session.broker.features.limits
     assert session.features().df["worked"].isna().all()
+
+
+def test_what_a_probe_could_not_remove_the_next_one_does(session: qnb.Session) -> None:
+    now = int(time.time())
+    old, young = f"probe-{now - 3600:x}-abcd-purge", f"probe-{now:x}-abcd-purge"
+    for queue in (old, young):
+        session.broker.declare(QueueSpec(queue))
+    assert {old, young} <= set(session.broker.queues())
+    session.features(probe=True)
+    left = set(session.broker.queues())
+    session.broker.remove(young)
+    assert left & {old, young} == {young}, "somebody may be using it"
 
 
 # The command line -----------------------------------------------------------------------------------------------
