@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import threading
 import time
@@ -18,6 +19,8 @@ from qnb.registry import open_broker
 PROBE_SECONDS = 9.0  # for all features together, with what it takes to clean up
 LEASE_SECONDS = 1.0
 STOP_SECONDS = 1.0
+LEFT_SECONDS = 60.0  # a probe's queue that is so old is nobody's: its server hung when it was to be removed
+_WORD = "probe-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,7 @@ def probe(url: str, seconds: float = PROBE_SECONDS) -> Sequence[Measured]:
     Works on queues and peers of its own, which it removes, however it ends. Raises BrokerUnavailable, AccessDenied …,
     when there is no connection; what a single feature meets is told in its row.
     """
-    word = f"probe-{secrets.token_hex(4)}"
+    word = f"{_WORD}{int(time.time()):x}-{secrets.token_hex(4)}"
     deadline = time.monotonic() + seconds
     broker: Broker = open_broker(_with_short_lease(url))
     try:
@@ -235,6 +238,7 @@ def probe(url: str, seconds: float = PROBE_SECONDS) -> Sequence[Measured]:
             found[name] = _try(trials[name], name, table[name])
 
         threads = [threading.Thread(target=run, args=(name,), name=f"qnb-probe-{name}", daemon=True) for name in tried]
+        threads.append(threading.Thread(target=_remove_old, args=(broker,), name="qnb-probe-old", daemon=True))
         try:
             for thread in threads:
                 thread.start()
@@ -258,6 +262,15 @@ def _clean_up(trials: Iterable[_Trial], running: Sequence[threading.Thread]) -> 
     for trial in trials:
         with contextlib.suppress(QnbError):  # it is gone, or the server is
             trial.broker.remove(trial.queue)
+
+
+def _remove_old(broker: Broker) -> None:
+    """Remove what earlier probes could not."""
+    with contextlib.suppress(QnbError):  # it is there for the next probe, too
+        for queue in broker.queues(_WORD):
+            when = queue.removeprefix(_WORD).partition("-")[0]
+            if re.fullmatch("[0-9a-f]{8}", when) and time.time() - int(when, 16) > LEFT_SECONDS:
+                broker.remove(queue)
 
 
 def _with_short_lease(url: str) -> str:

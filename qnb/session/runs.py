@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -46,6 +47,9 @@ RENEW_SECONDS = 3.0
 STREAM_SECONDS = 1.0
 APPEAR_SECONDS = 2.0  # a record is written a moment after its run has begun
 _COUNTED = ("done", "failed", "cancelled", "lost")
+_OVER_KEPT = 10_000
+# By backend: how the calls of runs that are over ended, which never changes.
+_over: weakref.WeakKeyDictionary[Backend, dict[tuple[str, int], dict[str, int]]] = weakref.WeakKeyDictionary()
 
 
 class Detail(msgspec.Struct, frozen=True):
@@ -347,14 +351,25 @@ def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]
         version = signer.unpack(RUN, record.data, Detail).hash.hex()[:8]
     except MessageError:  # of someone with another key; what it says of itself is shown as it is
         version = "another key"
-    counts = dict.fromkeys(_COUNTED, 0)
     calls = record.count or 0
-    if version != "another key":
-        counts |= _counts(backend.fetch_many(record.run), signer)
+    counts = dict.fromkeys(_COUNTED, 0) if version == "another key" else _counts_of(backend, signer, record.run, calls)
     left = max(0, calls - sum(counts.values()))
     return (
         record.run, record.kind, record.name, version, calls, *counts.values(), left, record.created_at, record.session
     )  # fmt: skip
+
+
+def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[str, int]:
+    """How its calls ended. That takes reading all its outcomes, which is done once when all have ended."""
+    over = _over.setdefault(backend, {})
+    counts = over.get((run, calls))
+    if counts is None:
+        counts = _counts(backend.fetch_many(run), signer)
+        if sum(counts.values()) >= calls:
+            if len(over) >= _OVER_KEPT:
+                over.clear()
+            over[run, calls] = counts
+    return counts
 
 
 def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:

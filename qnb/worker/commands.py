@@ -211,17 +211,18 @@ class Commands:
         """Calls have ended."""
         if not self._watchers:
             return
+        name = self._worker.logic.runs.get(run, "")
         for state in sorted(set(states)) if states else [DONE]:
             number = states.count(state) if states else count
             kind = {DONE: "task-done", FAILED: "task-failed", CANCELLED: "task-cancelled"}.get(state, "task-lost")
-            self._events.append(Event(kind, time.time(), self._worker.options.name, run, first, number))
+            self._events.append(Event(kind, time.time(), self._worker.options.name, run, first, number, name))
 
     def progressed(self, progress: Progress) -> None:
         """A call runs, or will be tried again."""
         if self._watchers and not (progress.output or progress.steps):
-            kind = "task-" + STATES[progress.state]
+            kind, name = "task-" + STATES[progress.state], self._worker.logic.runs.get(progress.run, "")
             for index in progress.indices:
-                self._events.append(Event(kind, progress.at, progress.worker, progress.run, index))
+                self._events.append(Event(kind, progress.at, progress.worker, progress.run, index, name=name))
 
     def events(self) -> list[Note]:
         """What there is to tell, for each watcher whose lease runs."""

@@ -50,6 +50,7 @@ class WorkerLogic:
         self.waiting: deque[Piece] = deque()
         self.estimates: dict[bytes, float] = {}
         self.names: dict[bytes, str] = {}
+        self.runs: dict[str, str] = {}  # names of functions by run, of which each has one
         self.revoked: dict[str, list[tuple[int, int]]] = {}
         self.limits = Limits()
         self.slowed: list[Piece] = []  # what its function's rate limit holds back
@@ -78,6 +79,7 @@ class WorkerLogic:
         self.held[id(held)] = held
         self._latest = (frame.function.hash, frame.count)
         remember(self.names, frame.function.hash, frame.function.name, _KEPT)
+        remember(self.runs, frame.run, frame.function.name, _KEPT)
         actions: list[Action] = []
         if delivery.deliveries > MAX_REDELIVERIES:
             reason = f"its workers died, {MAX_REDELIVERIES} times in a row"
@@ -98,6 +100,7 @@ class WorkerLogic:
 
     def refuse(self, frame: Frame, error: QnbError) -> list[Action]:
         """The outcome of calls that can never be run here or elsewhere."""
+        remember(self.runs, frame.run, frame.function.name, _KEPT)
         return [self._verdict(frame, frame.first, frame.count, FAILED, own_failure(error))]
 
     def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:

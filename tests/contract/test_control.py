@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 import qnb
-from qnb.brokers.base import PRESENCE_SECONDS
+from qnb.brokers.base import PRESENCE_SECONDS, QueueSpec
 from tests.contract.conftest import EVERY, ROOT, Gate, new_place, until
 from tests.services import Services
 
@@ -256,7 +256,19 @@ def test_an_event_stream(session: qnb.Session) -> None:
         assert {"task-done", "task-failed"} <= set(df["kind"])
         assert list(df.columns) == ["at", "kind", "worker", "run", "first", "count", "name", "detail"]
         assert str(df["at"].dt.tz) == "UTC"
+        assert {name.rpartition(".")[2] for name in df["name"]} == {"<lambda>"}
     assert list(session.events(seconds=0)) == []
+
+
+def test_an_event_of_a_call_that_goes_on_has_its_name(session: qnb.Session) -> None:
+    def slow(index: int) -> int:
+        time.sleep(0.5)
+        return index
+
+    with session.events() as events:
+        until(lambda: session.submit(slow, 1).result(SECONDS) and "task-running" in set(events.df["kind"]))
+        df = events.df
+        assert {name.rpartition(".")[2] for name in df["name"][df["kind"] == "task-running"]} == {"slow"}
 
 
 def test_features_are_measured(session: qnb.Session) -> None:
@@ -270,6 +282,18 @@ def test_features_are_measured(session: qnb.Session) -> None:
     assert set(session.broker.queues()) == before, "nothing is left behind"
     assert table.limits == session.broker.features.limits
     assert session.features().df["worked"].isna().all()
+
+
+def test_what_a_probe_could_not_remove_the_next_one_does(session: qnb.Session) -> None:
+    now = int(time.time())
+    old, young = f"probe-{now - 3600:x}-abcd-purge", f"probe-{now:x}-abcd-purge"
+    for queue in (old, young):
+        session.broker.declare(QueueSpec(queue))
+    assert {old, young} <= set(session.broker.queues())
+    session.features(probe=True)
+    left = set(session.broker.queues())
+    session.broker.remove(young)
+    assert left & {old, young} == {young}, "somebody may be using it"
 
 
 # The command line -----------------------------------------------------------------------------------------------

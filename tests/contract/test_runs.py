@@ -43,6 +43,26 @@ def test_runs(session: qnb.Session) -> None:
     assert len(session.runs(limit=1)) == 1
 
 
+def test_the_results_of_runs_that_are_over_are_read_once(
+    session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, gate = session.map(halve, range(4)), Gate(tmp_path)
+    over.wait(SECONDS)
+    open_run = session.map(gate.task, [1])
+    before = _listed(session, over.run, open_run.run)
+    read: list[str] = []
+    fetch = session.backend.fetch_many
+    monkeypatch.setattr(session.backend, "fetch_many", lambda run, *spans: (read.append(run), fetch(run, *spans))[1])
+    again = session.runs()
+    gate.open()
+    open_run.wait(SECONDS)
+    assert over.run not in read
+    assert open_run.run in read
+    assert list(again.loc[over.run]) == list(before.loc[over.run])
+    assert again.loc[open_run.run]["open"] == 1
+    assert session.runs().loc[open_run.run]["done"] == 1, "what goes on is read anew"
+
+
 def _listed(session: qnb.Session, *runs: str) -> Any:
     until(lambda: set(runs) <= set(session.runs().index))
     return session.runs()

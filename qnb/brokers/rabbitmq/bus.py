@@ -1,14 +1,17 @@
 """Mailboxes and presence on RabbitMQ: an exchange that knows peers by name, and a queue of everybody's last beats.
 
-A mailbox is an exclusive queue: it goes with its connection, and is made anew with the next. A beat is a message that
-the server drops after PRESENCE_SECONDS; who wants to know who is there looks at all of them. Nobody listens to beats.
+A mailbox is a queue that waits for its peer while a connection is lost, since a note may be the only copy there is of
+an outcome; the server removes it when the peer has been away for long. A beat is a message that the server drops after
+PRESENCE_SECONDS; who wants to know who is there looks at all of them. Nobody listens to beats.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -19,11 +22,14 @@ from qnb.brokers.rabbitmq.admin import Admin, Desk, Found
 from qnb.brokers.rabbitmq.channel import Answer, Channel, ChannelClosed, Owner
 from qnb.brokers.rabbitmq.link import Connection, Link, User
 from qnb.brokers.rabbitmq.publish import Publisher
-from qnb.brokers.rabbitmq.wire import Arrived, Content, Properties
+from qnb.brokers.rabbitmq.wire import Arrived, Content, Properties, encode_ack
 from qnb.errors import BrokerError
 from qnb.message import UNREADABLE, Note
 
 _JOIN_SECONDS = 10.0
+# So long a mailbox waits for its peer, which may be gone for good: longer than anyone rides out an absence.
+_KEPT_SECONDS = 60.0
+_REMEMBERED = 1000  # notes, of which the server may not know yet that they have come
 _PRESENCE_ARGUMENTS = {"x-message-ttl": round(PRESENCE_SECONDS * 1000), "x-expires": 3_600_000}
 
 
@@ -40,13 +46,16 @@ class RabbitInbox(Owner, User):
     def __init__(self, bus: RabbitBus, link: Link, peer: str) -> None:
         self.peer = peer
         self._bus, self._link = bus, link
+        self._name = bus.names.mailbox(peer, secrets.token_hex(4))  # too long a name is told here
+        self._connections = itertools.count()
+        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
+        self._last = 0  # the tag of the newest that has come
         self._notes: list[Note] = []
         self._arrived: list[Note] = []  # by now, of what comes at once
         self._changed = threading.Condition()
         self._channel: Channel | None = None
         self._joined = Answer()
         self._woken = self._closed = self._beats = False
-        bus.names.mailbox(peer, "12345678")  # too long a name is told here
         link.add(self)
         try:
             self._joined.get(_JOIN_SECONDS)
@@ -88,17 +97,27 @@ class RabbitInbox(Owner, User):
     # ------------------------------------------------------------ in the link's thread
 
     def link_up(self, connection: Connection) -> None:
-        name = self._bus.names.mailbox(self.peer, secrets.token_hex(4))
+        name = self._name
         self._channel = channel = Channel(connection, self)
+        expires = {"x-expires": round(_KEPT_SECONDS * 1000)}
+        # The server may not have noticed yet that the connection before is lost: this one comes first.
+        first = {"x-priority": next(self._connections)}
         channel.ask(spec.Exchange.Declare(0, self._bus.names.bus, "direct", False, True), lambda _: None)
-        channel.ask(spec.Queue.Declare(0, name, False, False, True, True), lambda _: None)
+        channel.ask(spec.Queue.Declare(0, name, False, True, False, False, False, expires), lambda _: None)
         channel.ask(spec.Queue.Bind(0, name, self._bus.names.bus, self.peer), lambda _: None)
-        channel.ask(spec.Basic.Consume(0, name, "in", False, True, True, False, {}), self._joined.put)
+        channel.ask(spec.Basic.Consume(0, name, "in", False, False, False, False, first), self._joined.put)
 
     def arrived(self, arrived: Arrived, properties: Properties, body: bytes) -> None:
+        self._last = arrived.tag
+        if arrived.redelivered and properties.id in self._seen:
+            return  # it came, and its ack was lost
+        self._seen.append(properties.id)
         self._arrived.append(Note(self.peer, properties.type, body))
 
     def told(self) -> None:
+        if self._last and self._channel is not None:
+            self._channel.write(encode_ack(self._channel.number, self._last, True))
+            self._last = 0
         if self._arrived:
             with self._changed:
                 self._notes += self._arrived
@@ -113,8 +132,10 @@ class RabbitInbox(Owner, User):
             self.link_up(self._link.connection)
 
     def closed(self, error: Exception) -> None:
-        self._channel = None
+        self._channel, self._last = None, 0
         if isinstance(error, ChannelClosed):
+            # It may lie on a server of the cluster that is down.
+            self._name = self._bus.names.mailbox(self.peer, secrets.token_hex(4))
             self._joined.put(error.translate(self._link.target.place))
             self._link.later(1.0, self._again)
 
@@ -124,7 +145,8 @@ class RabbitInbox(Owner, User):
 
     def _leave(self) -> None:
         if self._channel is not None:
-            self._channel.close()  # the exclusive queue has no consumer any more, and deletes itself
+            self._channel.ask(spec.Queue.Delete(0, self._name), lambda _: None)
+            self._channel.close()
 
 
 class RabbitBus:
@@ -141,9 +163,9 @@ class RabbitBus:
         return RabbitInbox(self, self._link, peer)
 
     def post_many(self, notes: Sequence[Note]) -> None:
-        exchange = self.names.bus
+        exchange, new_id = self.names.bus, self._publisher.new_id
         contents = [
-            Content(exchange, note.to, note.body, Properties(type=note.kind), transient=True, mandatory=False)
+            Content(exchange, note.to, note.body, Properties(new_id(), type=note.kind), transient=True, mandatory=False)
             for note in notes
         ]
         self._publisher.send(contents, self._admin.options.patience)

@@ -69,6 +69,7 @@ class Connection(pika.SelectConnection):  # type: ignore[misc]
 
     def _on_data_available(self, data_in: bytes) -> None:
         told: set[Channel] = set()
+        self.bytes_received += len(data_in)  # by which pika knows, once a heartbeat, that the server is there
         try:
             for kind, number, payload in self._splitter.feed(data_in):
                 channel = self.channels.get(number)

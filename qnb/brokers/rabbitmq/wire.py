@@ -16,6 +16,7 @@ METHOD, HEADER, BODY = spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY
 DELIVER, ACK, NACK, RETURN = 0x003C003C, 0x003C0050, 0x003C0078, 0x003C0032
 _HEADERS, _MODE, _PRIORITY, _EXPIRES, _ID, _TYPE = 1 << 13, 1 << 12, 1 << 11, 1 << 8, 1 << 7, 1 << 5
 _USUAL = _MODE | _ID
+_NOTE = _ID | _TYPE
 _PERSISTENT = b"\x02"
 
 _frame_head = struct.Struct(">BHI")
@@ -98,8 +99,10 @@ def decode_header(payload: bytes) -> tuple[int, Properties]:
     _, _, size, flags = _header_head.unpack_from(payload)
     if flags == _USUAL:
         return size, Properties(payload[16:].decode("utf-8", "replace"))
-    if flags == _TYPE:
-        return size, Properties(type=payload[15:].decode("utf-8", "replace"))
+    if flags == _NOTE:
+        end = 15 + payload[14]
+        name, kind = payload[15:end], payload[end + 1 :]
+        return size, Properties(name.decode("utf-8", "replace"), type=kind.decode("utf-8", "replace"))
     found = spec.BasicProperties()
     found.decode(payload[12:])
     return size, Properties(
