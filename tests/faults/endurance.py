@@ -52,11 +52,10 @@ at = time.monotonic()
 while True:
     half = max(1, int(rate / 2))
     upper = session.map(work, range(first, first + half))
-    lower = session.map(work, range(first + half, first + 2 * half), [0] * half)
+    lower = session.map(work, range(first + half, first + 2 * half), upper)
     with open(book, "a") as file:
-        for batch in (upper, lower):
-            file.write(f"{batch.run} {first} {half}\\n")
-            first += half
+        file.write(f"{upper.run} {first} {half} 0\\n{lower.run} {first + half} {half} {half}\\n")
+    first += 2 * half
     at += 1.0
     time.sleep(max(0.0, at - time.monotonic()))
 """.replace("FAILING", str(FAILING))
