@@ -425,6 +425,7 @@ class Worker:
                     beat = 0.0  # it may have changed what a worker says of itself
             except QnbError as error:
                 log.warning("bus of worker %s: %s", self.options.name, error)
+                self._linger(now, alone=True)
                 self.stopped.wait(0.5)
         self.inbox.close()
 
@@ -435,14 +436,15 @@ class Worker:
         if spans:
             self.revoke(spans, terminate=False)
 
-    def _linger(self, now: float) -> None:
+    def _linger(self, now: float, alone: bool = False) -> None:
+        """End where there was neither work nor a session for long; `alone`: the broker is away, and with it both."""
         if self.options.linger is None or self._closing:
             return
         if not self.logic.idle:
             self._last_work = now
         elif now - max(self._last_work, self._looked) >= self.options.linger / 4:
             self._looked = now  # not each second: looking for sessions costs, on some brokers money
-            if self.bus.peers(SESSION_PREFIX):
+            if not alone and self.bus.peers(SESSION_PREFIX):
                 self._last_work = now
             elif now - self._last_work >= self.options.linger:
                 log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
