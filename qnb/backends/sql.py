@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from qnb.backends.base import RESULT_SECONDS
 from qnb.backends.spans import join
 from qnb.backends.sql_engine import Engine, FileEngine
+from qnb.backends.sql_room import Room
 from qnb.brokers.sqlite.schema import BACKEND_TABLES, table_prefix
 from qnb.errors import BackendUnavailable
 from qnb.message import RunRecord, Stored
@@ -31,8 +32,9 @@ class SqlBackend:
     (`postgresql+psycopg:`, `mysql+pymysql:`, which are the defaults), and Celery's `db+…` is taken too. PostgreSQL may
     have several hosts with commas. The tables are made when they are not there.
 
-    Options of the URL, all but the first two for servers only:
+    Options of the URL, all but the first three for servers only:
 
+        most=4294967296      bytes that a file may take, by default one in ./.qnb/; above, the oldest values go first
         expires=604800       seconds that all is kept; whoever stores sweeps what has expired, about once a minute
         prefix=qnb_          what the tables' names begin with; table_prefix= is the same
         schema=NAME          the schema (MySQL: database) of the tables; made when it is not there
@@ -58,6 +60,7 @@ class SqlBackend:
         self.expires = self._address.number("expires", RESULT_SECONDS)
         is_file = self._address.scheme.partition("+")[0] == "sqlite"
         self.path: Path | None = embedded_path(self._address) if is_file else None
+        self._room = None if self.path is None else Room(self.path, self._address, self.expires)
         self._lock = threading.Lock()
         self._opened: Engine | None = None
         self._closed = False
@@ -86,6 +89,11 @@ class SqlBackend:
         """The longest record or blob that the server takes; None where there is no bound worth asking for."""
         return getattr(self._engine, "record_bytes", None)
 
+    @property
+    def room(self) -> tuple[int, float] | None:
+        """Of a file: bytes that it takes, and that it may take (inf: any number)."""
+        return None if self._room is None else (self._room.taken, self._room.most)
+
     def _sweep(self) -> None:
         """Drop what has expired, about once a minute, some runs at a time: nobody's store waits long for it."""
         if time.monotonic() < self._sweep_at:
@@ -105,6 +113,8 @@ class SqlBackend:
             engine.run(both, runs)
         rest = [names[table] for table in BACKEND_TABLES if table not in ("outcomes", "extents")]
         engine.run([f"DELETE FROM {name} WHERE expires_at <= :now" for name in rest], [{"now": now}])
+        if self._room is not None:
+            self._room.make(engine)
         if len(runs) == SWEEP_RUNS:
             self._sweep_at = time.monotonic() + 1.0
 
