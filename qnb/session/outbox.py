@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qnb.codec.payloads import encode_columns, encode_pickled, is_plain
+from qnb.codec.payloads import encode_columns, encode_pickled
 from qnb.codec.pickling import dumps
 from qnb.errors import QnbError
 from qnb.message import Frame, Function, Note
 from qnb.session.batch import Batch
+from qnb.session.calls import travels_plain
 from qnb.session.options import TaskOptions
 from qnb.session.stream import FRAME_BYTES, Stream
 
@@ -162,7 +163,7 @@ class Outbox:
     def _send_calls(self, batch: Batch, start: int, stop: int, size: int | None) -> None:
         session, options = self._session, batch.options.on_wire()
         columns = [values for _, values in batch.parameters]
-        plain = all(map(is_plain, columns))
+        plain = travels_plain(batch.function, columns)
         frames: list[Frame] = []
         size_of_frames = 0
         while start < stop:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from qnb import registry, settings
 from qnb.brokers.base import Presence
+from qnb.codec.archives import Shipments
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.outcomes import gaps
-from qnb.codec.pickling import dumps, ship_module
-from qnb.codec.signing import ENCRYPTED, Signer
+from qnb.codec.signing import BLOB, ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Frame, Function, split_task_id
 from qnb.session.batch import Batch
+from qnb.session.calls import as_function, pack_call
 from qnb.session.collector import Collector
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
@@ -115,7 +116,8 @@ class Session(concurrent.futures.Executor):
         self.told: set[str] = set()  # names of workers that know of all of these
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
         self.attaching = threading.Lock()
-        self._shipper = Shipper()
+        self._shipments = Shipments(self._put_archive if self.backend.blobs else None, self.broker.scheme == "memory")
+        self._shipper = Shipper(self._shipments)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._workers: Any = None
@@ -166,20 +168,23 @@ class Session(concurrent.futures.Executor):
 
     # Tasks ---------------------------------------------------------------------------------------------------
 
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, function: Callable[..., Any] | str | None = None, /, **options: Any) -> Any:
         """Make a function a Task of this session; `@session.task` or `@session.task(retries=3, …)`."""
         chosen = TaskOptions().change(**options)
 
-        def make(function: Callable[..., Any]) -> Task:
-            return Task(function, chosen, self)
+        def make(function: Callable[..., Any] | str) -> Task:
+            return Task(as_function(function), chosen, self)
 
         return make if function is None else make(function)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Run fn(*args, **kwargs) on a worker. CannotPickle names what cannot travel."""
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Future:
+        """Run fn(*args, **kwargs) on a worker. CannotPickle names what cannot travel.
+
+        "module.function" is a function that workers import and this process need not have; its arguments are plain.
+        """
         if type(fn) is Task:
             return self.submit_with(fn.function, fn.task_options, args, kwargs)
-        return self.submit_with(fn, _DEFAULTS, args, kwargs)
+        return self.submit_with(as_function(fn), _DEFAULTS, args, kwargs)
 
     def submit_with(
         self, function: Callable[..., Any], options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -194,7 +199,7 @@ class Session(concurrent.futures.Executor):
         stream = self.outbox.stream(self._shipper.ship(function), options)
         if stream.origin is None:
             stream.origin = function
-        call = dumps((args, kwargs))
+        call = pack_call(stream.function, function, args, kwargs)
         self.collector.expect(stream, 1)
         future, waiting = stream.add(call)
         self.outbox.added(waiting)
@@ -202,7 +207,7 @@ class Session(concurrent.futures.Executor):
 
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | str,
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
@@ -215,20 +220,20 @@ class Session(concurrent.futures.Executor):
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
         return self._launch("map", fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
 
-    def starmap(self, fn: Callable[..., Any], tuples: Iterable[Iterable[Any]]) -> Batch:
+    def starmap(self, fn: Callable[..., Any] | str, tuples: Iterable[Iterable[Any]]) -> Batch:
         """Run fn(*arguments) for each tuple of arguments; all of one length."""
         rows = [tuple(row) for row in tuples]
         if len({len(row) for row in rows}) > 1:
             raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
         return self._launch("starmap", fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
 
-    def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
+    def sweep(self, fn: Callable[..., Any] | str, grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
         """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
         names = tuple(grid)
         rows = list(itertools.product(*(list(values) for values in grid.values())))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
         if fixed:
-            inner = fn.function if isinstance(fn, Task) else fn
+            inner = as_function(fn.function if isinstance(fn, Task) else fn)
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
         return self._launch("sweep", fn, columns, names, count=len(rows))
@@ -236,7 +241,7 @@ class Session(concurrent.futures.Executor):
     def _launch(
         self,
         kind: str,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | str,
         columns: list[list[Any]],
         names: tuple[str, ...] = (),
         *,
@@ -251,7 +256,7 @@ class Session(concurrent.futures.Executor):
         options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
         if options.key is not None:
             raise ConfigurationError("key= names one call: give it to submit, as in f.options(key=…).submit(…)")
-        function = fn.function if isinstance(fn, Task) else fn
+        function = as_function(fn.function if isinstance(fn, Task) else fn)
         shipped = self.ship_function(function)
         labels = names or parameter_names(function, len(columns))
         batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
@@ -295,8 +300,15 @@ class Session(concurrent.futures.Executor):
         return again
 
     def ship(self, module: Any) -> None:
-        """Send functions and classes of this module by value: for a module that workers do not have."""
-        ship_module(module)
+        """Send a module that workers do not have: a module, a package, the name of one, a folder or a .py file.
+
+        Its files travel with every function from now on, and anew when they change: what runs is what they say.
+        A folder without `__init__.py` is one of modules, each imported by its own name.
+        """
+        self._shipments.add(module)
+
+    def _put_archive(self, name: str, data: bytes) -> None:
+        self.backend.put_blob(name, self.signer.seal(BLOB, data))
 
     # Sending -------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from qnb import message
 from qnb.codec.failures import unpack_failure
 from qnb.codec.outcomes import read_times
-from qnb.codec.payloads import decode_values, encode_pickled
+from qnb.codec.payloads import decode_values
 from qnb.codec.pickling import loads
 from qnb.message import CANCELLED, DONE, Frame, Function, Outcomes, Progress
+from qnb.session.calls import pack_frames
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
 
@@ -87,9 +88,9 @@ class Stream:
             while stop < len(calls) and stop - start < limit and size + len(calls[stop]) <= FRAME_BYTES:
                 size += len(calls[stop])
                 stop += 1
-            args = encode_pickled(calls[start:stop])
-            frames.append(Frame(self.run, first + start, stop - start, self.function, args, options, peer, now))
-            start = stop
+            for count, args in pack_frames(calls[start:stop]):
+                frames.append(Frame(self.run, first + start, count, self.function, args, options, peer, now))
+                start += count
         return frames
 
     def absorb(self, outcomes: Outcomes) -> int:

@@ -11,11 +11,12 @@ from time import time
 from typing import Any
 
 from qnb.codec.payloads import decode_calls
-from qnb.codec.pickling import loads
-from qnb.codec.signing import Signer, decode
+from qnb.codec.pickling import refuse_pickles
+from qnb.codec.signing import decode
 from qnb.errors import CannotUnpickle, SoftTimeout, TaskTimeout
 from qnb.worker.bars import watch_imports
 from qnb.worker.lane import _die_with_worker
+from qnb.worker.only import NO_PICKLES
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Record, Runner
 from qnb.worker.tape import VOICE, Tape, Voice, share_console
@@ -61,8 +62,10 @@ class _Lane:
     """What the calls of this process share: functions, and who tells what they say."""
 
     def __init__(self, welcome: Welcome, send: Callable[[Report], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.welcome = welcome
         self.worker = welcome.worker
-        self.signer = Signer(welcome.key)
+        if welcome.only:
+            refuse_pickles(NO_PICKLES)
         self.send = send
         self.voices: dict[Voice, None] = {}
         self.teller = Teller(lambda: list(self.voices), lambda report: _send_soon(loop, send, report))
@@ -70,7 +73,7 @@ class _Lane:
 
     def runner(self, voice: Voice) -> Runner:
         """What a Record needs of a call: all have their own voice."""
-        return Runner(self.worker, self.signer, lambda *_: None, self.send, voice, self.teller)
+        return Runner(self.welcome, lambda *_: None, self.send, voice, self.teller)
 
 
 def _send_soon(loop: asyncio.AbstractEventLoop, send: Callable[[Report], None], report: Report) -> None:
@@ -104,9 +107,11 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Any, p
     voice = Voice(lane.worker, lambda: (work.serial, index, begun), Tape(), single)
     VOICE.set(voice)  # in this task's own context
     lane.voices[voice] = None
-    record = Record(lane.runner(voice), single)
+    runner = lane.runner(voice)
+    runner.share(lane.functions)
+    record = Record(runner, single)
     try:
-        args, kwargs = loads(call) if pickled else call
+        args, kwargs = runner.arguments(call, pickled)
         record.values.append(await _limited(function(*args, **kwargs), work))
     except BaseException as error:  # its own CancelledError too: nobody else cancels a call
         record.fail(index, error)

@@ -18,6 +18,8 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
+from qnb.codec.archives import is_here, unpack_archive
+from qnb.codec.code import has_archives_elsewhere, read
 from qnb.codec.payloads import count_calls
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError
@@ -27,6 +29,7 @@ from qnb.worker.commands import Commands, worker_info
 from qnb.worker.intake import Intake
 from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
+from qnb.worker.only import look
 from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
 from qnb.worker.protocol import Welcome
 from qnb.worker.settling import Settling
@@ -42,13 +45,15 @@ MUTE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never."""
+    """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never.
+    `only`: modules whose functions alone are run, called by name, and no pickle is opened."""
 
     name: str
     queues: Sequence[str] = (DEFAULT_QUEUE,)
     concurrency: int = 1
     pool: str = "process"
     linger: float | None = None
+    only: Sequence[str] = ()
 
 
 class Worker:
@@ -65,7 +70,7 @@ class Worker:
         self.started_at = time.time()
         self.stopped = threading.Event()
         self.failed = False
-        self._welcome = Welcome(key, options.name)
+        self._welcome = Welcome(key, options.name, tuple(options.only))
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
@@ -218,9 +223,19 @@ class Worker:
             frame = msgspec.structs.replace(frame, function=msgspec.structs.replace(function, code=code))
         if frame.blob is not None:
             frame = msgspec.structs.replace(frame, args=self._blob(frame.blob, BLOB), blob=None)
+        if self.options.only:
+            look(frame, self.options.only)
+        if has_archives_elsewhere(frame.function.code or b""):
+            self._bring_archives(frame.function.code or b"")
         if frame.first < 0 or count_calls(frame.args) != frame.count:
             raise BadMessage(f"a frame of run {frame.run} says that it has {frame.count} calls, and has not")
         return frame
+
+    def _bring_archives(self, code: bytes) -> None:
+        """Modules that a function needs, and lanes find in a folder."""
+        for archive in read(code).archives:
+            if archive.data is None and not is_here(archive):
+                unpack_archive(archive, self._blob(archive.hash, BLOB))
 
     def _blob(self, key: str, purpose: bytes) -> bytes:
         sealed = self.backend.get_blob(key)

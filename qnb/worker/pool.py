@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import Protocol
 
-from qnb.codec.signing import Signer, decode
+from qnb.codec.signing import decode
 from qnb.settings import lane_environment
 from qnb.worker.bars import watch_imports
 from qnb.worker.lane import MARK_BYTES, Page
@@ -232,7 +232,7 @@ class ThreadLane:
         self._thread.start()
 
     def _run(self, welcome: Welcome) -> None:
-        runner = Runner(welcome.worker, Signer(welcome.key), self._note, self._report, self._voice, self._teller)
+        runner = Runner(welcome, self._note, self._report, self._voice, self._teller)
         VOICE.set(self._voice)
         watch_imports(whole=False)
         with contextlib.suppress(_LeftToItself):

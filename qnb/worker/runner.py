@@ -6,20 +6,25 @@ import array
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from types import FrameType
 from typing import Any
 
+from qnb.codec.archives import activate
+from qnb.codec.code import read
+from qnb.codec.environment import differences, pip_line
 from qnb.codec.failures import own_failure, pack_failure
-from qnb.codec.functions import unpack
+from qnb.codec.functions import Opened, open_function
 from qnb.codec.output import Ring
 from qnb.codec.payloads import decode_calls, encode_values
 from qnb.codec.pickling import loads
+from qnb.codec.plain import NO_ARGUMENTS, encode_plain_values
 from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
 from qnb.message import DONE, FAILED, Failure, Outcomes
-from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Work, remember
+from qnb.worker.only import NO_PICKLES, find_function
+from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Welcome, Work, remember
 from qnb.worker.tape import Voice
 from qnb.worker.teller import Teller, last_steps
 
@@ -38,16 +43,18 @@ Send = Callable[[Report], None]
 class Runner:
     """Keeps the functions it has been given, and runs works; what they print is in its voice's tape."""
 
-    def __init__(self, worker: str, signer: Signer, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
-        self.worker = worker
+    def __init__(self, welcome: Welcome, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
+        self.worker = welcome.worker
+        self.only = welcome.only
         self.voice = voice
         self.teller = teller
         self._heard: dict[str, int] = {}  # characters of output, by run
         self._spilling: set[bytes] = set()  # functions whose calls write past Python: looked at after each call
-        self.signer = signer
+        self.signer = Signer(welcome.key)
         self.mark = mark
         self.send = send
-        self._functions: dict[bytes, Callable[..., Any] | CannotUnpickle] = {}
+        self._functions: dict[bytes, Opened | CannotUnpickle] = {}
+        self.differs: dict[bytes, Sequence[tuple[str, str, str | None]]] = {}  # not told yet, by function
 
     def within_bounds(self, run: str, text: str) -> str:
         """The output of a call: whole, or shortened when the calls of its run have printed much already."""
@@ -64,13 +71,44 @@ class Runner:
         found = self._functions.get(work.hash)
         if found is None or work.code is not None:
             try:
-                found = unpack(work.name, work.code or b"")
+                found = self._open(work.name, work.code or b"")
             except CannotUnpickle as error:
                 found = error
+            else:
+                if found.differs:
+                    self.differs[work.hash] = found.differs
             remember(self._functions, work.hash, found, FUNCTIONS_KEPT)
         if isinstance(found, CannotUnpickle):
             raise CannotUnpickle(str(found)) from found.__cause__
-        return found
+        activate(found.archives)
+        return found.function
+
+    def _open(self, name: str, code: bytes) -> Opened:
+        if not self.only:
+            return open_function(name, code)
+        parts = read(code)
+        return Opened(find_function(code, self.only), (), differences(parts, by_reference=True), parts.packages)
+
+    def arguments(self, call: Any, pickled: bool) -> Any:
+        """(args, kwargs) of a call."""
+        if not pickled:
+            return call
+        if self.only:
+            if call != NO_ARGUMENTS:
+                raise CannotUnpickle(NO_PICKLES)
+            return (), {}
+        return loads(call)
+
+    def share(self, other: Runner) -> None:
+        """Have the functions of another, and tell what differs in its place."""
+        self._functions, self.differs = other._functions, other.differs
+
+    def explain(self, work: Work, error: BaseException) -> None:
+        """A module that is missing here: say what brings it."""
+        opened = self._functions.get(work.hash)
+        packages = opened.packages if isinstance(opened, Opened) else ()
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            error.add_note(f"worker {self.worker} does not have it: {pip_line(packages, error.name)}")
 
     def run(self, work: Work) -> None:
         """Run the calls in order; reports at the end, or after HOLD_SECONDS with the rest given back."""
@@ -103,13 +141,13 @@ class Runner:
         values, ends, last = record.values, record.ends, work.first + work.count - 1
         timed = _soft_timer(work.soft_timeout) if work.soft_timeout else None
         ended = record.begun
-        parts = self.voice.tape.parts
+        parts, open_call = self.voice.tape.parts, self.arguments
         if spills := work.hash in self._spilling:
             parts.append("")
         for call in calls:
             mark(serial, index, ended)
             try:
-                args, kwargs = loads(call) if pickled else call
+                args, kwargs = open_call(call, pickled) if pickled else call
                 if timed is None:
                     values.append(function(*args, **kwargs))
                 else:
@@ -159,8 +197,10 @@ class Record:
         if self.work.attempt <= self.work.retries:
             self.again.append((index, f"{type(error).__name__}: {error}"))
         else:
+            self.runner.explain(self.work, error)
             # The first frame is Runner.run's; a function that never got to run has only that one.
-            self.failures[index - self.work.first] = pack_failure(error, skip=1)
+            failure = pack_failure(error, skip=1, as_text=bool(self.runner.only))
+            self.failures[index - self.work.first] = failure
 
     def fail_all(self, error: CannotUnpickle) -> None:
         """None of the calls can be run."""
@@ -184,7 +224,9 @@ class Record:
 
     def _outcomes(self, start: int, stop: int) -> tuple[int, int, bytes, bytes]:
         work = self.work
-        values, unpicklable = encode_values(self.values[start:stop])
+        results = self.values[start:stop]
+        plain = encode_plain_values(results) if self.runner.only else None
+        values, unpicklable = encode_values(results) if plain is None else (plain, {})
         failures = {i - start: f for i, f in self.failures.items() if start <= i < stop}
         for position, error in unpicklable.items():
             failures[position] = own_failure(error)
@@ -199,9 +241,15 @@ class Record:
         outputs = {i - start: text for i, text in self.outputs.items() if start <= i < stop} if self.outputs else {}
         outcomes = Outcomes(
             work.run, first, stop - start, states, values, times.tobytes(),
-            self.runner.worker, work.queued_at, work.attempt, failures, outputs,
+            self.runner.worker, work.queued_at, work.attempt, failures, outputs, None, self._differs(),
         )  # fmt: skip
         return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
+
+
+    def _differs(self) -> list[tuple[str, str, str | None]]:
+        """What differs here from where the function comes from: told once a lane."""
+        untold = self.runner.differs
+        return list(untold.pop(self.work.hash, ())) if untold else []
 
 
 def remember_one(kept: set[bytes], key: bytes) -> None:
