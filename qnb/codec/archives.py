@@ -31,7 +31,7 @@ from qnb.errors import CannotUnpickle, ConfigurationError
 MOST_BYTES = 64 * 2**20  # of files in an archive
 KEPT_SECONDS = 7 * 86400.0
 PUT_SECONDS = 86400.0  # blobs expire: what is used is put again
-_BUDGET = 20  # files are looked at so rarely that looking takes a twentieth of the time
+_BUDGET = 4  # in a row of submits, files are looked at so rarely that looking takes a fifth of the time
 _SKIPPED = ("__pycache__", "node_modules", "venv")
 _DATE = (1980, 1, 1, 0, 0, 0)
 _HASH_DIGITS = 32
@@ -126,18 +126,21 @@ class Shipments:
                 del self._all[root]
                 raise
 
-    def current(self) -> tuple[Archive, ...]:
-        """What every function needs now; the same object as before while no file has changed."""
-        if self._all and time.monotonic() >= self._next_look:
+    def current(self, look: bool = False) -> tuple[Archive, ...]:
+        """What every function needs now; the same object as before while no file has changed. `look`: at the files,
+        however short ago they were looked at."""
+        if self._all and (look or time.monotonic() >= self._next_look):
             with self._lock:
                 self._look()
         return self._archives
 
     def _look(self) -> None:
         begun = time.monotonic()
-        changed = False
+        changed, spent = False, 0.0
         for shipment in self._all.values():
+            started = time.monotonic()
             files = shipment.files()
+            spent += time.monotonic() - started
             signature = tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in files)
             if signature != shipment.signature or begun - shipment.put_at > PUT_SECONDS:
                 changed = self._renew(shipment, files) or changed
@@ -145,8 +148,7 @@ class Shipments:
         archives = [shipment.archive for shipment in self._all.values() if shipment.archive is not None]
         if changed or len(archives) != len(self._archives):
             self._archives = tuple(archives)
-        now = time.monotonic()
-        self._next_look = now + _BUDGET * (now - begun)
+        self._next_look = time.monotonic() + _BUDGET * spent
 
     def _renew(self, shipment: Shipment, files: list[tuple[Path, os.stat_result]]) -> bool:
         """Pack it; whether it is another than before."""
@@ -231,8 +233,11 @@ def _of_module(name: str, module: ModuleType | None) -> tuple[Path, str]:
 def _import_anew(modules: set[str]) -> None:
     importlib.invalidate_caches()
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
-        if name in sys.modules and getattr(sys.modules[name], "__spec__", None) is not None:
-            importlib.reload(sys.modules[name])
+        module = sys.modules.get(name)
+        if module is not None and (spec := module.__spec__) is not None:
+            if spec.cached is not None:  # which is told from a newer one by whole seconds alone
+                Path(spec.cached).unlink(missing_ok=True)
+            importlib.reload(module)
 
 
 # Where functions run --------------------------------------------------------------------------------------------

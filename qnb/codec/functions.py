@@ -38,9 +38,9 @@ class Shipper:
         self._cache: dict[int, tuple[Any, Function, _Checks, tuple[Archive, ...]]] = {}
         self._shipments = shipments or Shipments(None)
 
-    def ship(self, function: Callable[..., Any]) -> Function:
-        """The current version of a function; CannotPickle names the variable at fault."""
-        archives = self._shipments.current()
+    def ship(self, function: Callable[..., Any], look: bool = False) -> Function:
+        """The current version of a function; CannotPickle names the variable at fault. `look`: see Shipments."""
+        archives = self._shipments.current(look)
         cached = self._cache.get(id(function))
         if cached is not None and cached[0] is function and cached[3] is archives and cached[2].hold():
             return cached[1]

@@ -267,7 +267,7 @@ class Session(concurrent.futures.Executor):
 
     def ship_function(self, function: Callable[..., Any]) -> Function:
         """The current version of a function, as it travels."""
-        return self._shipper.ship(function)
+        return self._shipper.ship(function, look=True)
 
     def launch(self, batch: Batch, kind: str, function: Any, chunksize: int | None = None) -> None:
         """Send a batch, and write it down."""
