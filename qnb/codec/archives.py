@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -246,6 +246,7 @@ _made_here: set[str] = set()  # archives of sessions of this process, whose modu
 _lock = threading.Lock()
 _active: tuple[str, ...] = ()
 _stored: dict[str, dict[str, ModuleType]] = {}  # modules of archives that are not active, by hash
+_hidden: dict[str, dict[str, ModuleType]] = {}  # installed modules that those of an archive stand for, by its hash
 
 
 def folder() -> Path:
@@ -283,10 +284,16 @@ def unpack_archive(archive: Archive, data: bytes) -> None:
                 _remove(entry)
 
 
-def activate(archives: Sequence[Archive]) -> None:
-    """From now on `import` finds these, and no others that were shipped."""
+def active() -> tuple[str, ...]:
+    """What `activate` was asked for last, by hash."""
+    return _active
+
+
+def activate(archives: Sequence[Archive], at_home: Container[str] = _made_here) -> None:
+    """From now on `import` finds these, and no others that were shipped. `at_home`: hashes of those whose modules are
+    this process's own."""
     global _active
-    wanted = tuple(archive.hash for archive in archives if archive.hash not in _made_here)
+    wanted = tuple(archive.hash for archive in archives if archive.hash not in at_home)
     if wanted == _active:
         return
     with _lock:
@@ -303,6 +310,7 @@ def activate(archives: Sequence[Archive]) -> None:
 def _put_away(path: str, digest: str) -> None:
     names = [name for name, module in sys.modules.items() if _lies_in(module, path)]
     _stored[digest] = {name: sys.modules.pop(name) for name in names}
+    sys.modules.update(_hidden.pop(digest, {}))
     if path in sys.path:
         sys.path.remove(path)
 
@@ -320,8 +328,8 @@ def _bring(archive: Archive, path: Path) -> None:
     with contextlib.suppress(OSError):
         os.utime(path)  # used, and so kept
     tops = _modules_in(path)
-    for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-        del sys.modules[name]  # of an installed module of the same name
+    hidden = [name for name in sys.modules if name.partition(".")[0] in tops]
+    _hidden[archive.hash] = {name: sys.modules.pop(name) for name in hidden}
     sys.modules.update(_stored.pop(archive.hash, {}))
     sys.path.insert(0, str(path))
 

@@ -91,7 +91,7 @@ def unpack(name: str, code: bytes) -> Callable[..., Any]:
     return open_function(name, code).function
 
 
-def open_function(name: str, code: bytes) -> Opened:
+def open_function(name: str, code: bytes, bring: Callable[[Sequence[Archive]], None] = activate) -> Opened:
     """The same with what it came with: modules that were shipped are here from now on, versions are compared."""
     if len(code) < 3:
         raise CannotUnpickle(f"the function {name} has come without its code")
@@ -105,7 +105,7 @@ def open_function(name: str, code: bytes) -> Opened:
         parts = read(code)
     except BadMessage as error:
         raise CannotUnpickle(f"the function {name} cannot be opened here: {error}") from error
-    activate(parts.archives)
+    bring(parts.archives)
     function = _imported(name, parts) if not parts.pickle else _unpickled(name, parts)
     return Opened(function, parts.archives, differences(parts, by_reference=not parts.pickle), parts.packages)
 

@@ -12,13 +12,14 @@ import io
 import pickle
 import sys
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from qnb.errors import CannotPickle, CannotUnpickle
 
 _BY_VALUE = {b"__main__"}
 _BY_REFERENCE: set[str] = set()  # top-level modules whose files are shipped
+_DYNAMIC = "<dynamic-code>"  # what cloudpickle calls the file of all code, from 3.1.1 on
 _refused: str | None = None  # why this process opens no pickles
 
 
@@ -121,12 +122,23 @@ def _ship_pickler() -> Callable[..., Any]:
                 # Which pickle itself, and cloudpickle with it, only knows by name.
                 if isinstance(obj, functools._lru_cache_wrapper) and by_value(obj.__module__):
                     return _cached, (obj.cache_parameters(),), obj.__wrapped__, None, None, _set_cached
+                if isinstance(obj, CodeType):
+                    return _code_of(obj)
                 if _BY_REFERENCE and isinstance(obj, (FunctionType, type)) and by_reference(obj):
                     return find, (obj.__module__, obj.__qualname__)
                 return super().reducer_override(obj)
 
         _Ship = ShipPickler
     return _Ship  # type: ignore[no-any-return]
+
+
+def _code_of(code: CodeType) -> tuple[Any, ...]:
+    """As cloudpickle has it, with the name of the file, by which tracebacks and debuggers find the lines: it puts
+    another in its place. A string of its own each time, or equal functions would not have equal pickles."""
+    from cloudpickle.cloudpickle import _code_reduce
+
+    make, arguments = _code_reduce(code)
+    return make, tuple("".join(list(code.co_filename)) if each == _DYNAMIC else each for each in arguments)
 
 
 def find(module: str, name: str) -> Any:

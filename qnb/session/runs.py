@@ -230,7 +230,7 @@ def _load(session: Session, run: str) -> Batch:
     parameters = _parameters(session, detail)
     batch = Batch(session, run, function, parameters, record.count or 0, TaskOptions(**detail.options))
     batch.created_at, batch.source, batch.names = record.created_at, detail.source, tuple(detail.names)
-    batch.incomplete = bool(detail.labels) and not parameters
+    batch.incomplete = (bool(detail.labels) and not parameters) or record.kind == "submits"
     batch.sent(0, len(batch), record.created_at)
     return batch
 

@@ -307,6 +307,10 @@ class Session(concurrent.futures.Executor):
         """
         self._shipments.add(module)
 
+    def ships_now(self) -> set[str]:
+        """The archives of what is shipped, as its files are now, by hash."""
+        return {archive.hash for archive in self._shipments.current(look=True)}
+
     def _put_archive(self, name: str, data: bytes) -> None:
         self.backend.put_blob(name, self.signer.seal(BLOB, data))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 FRAME_BYTES = 65536
+REPLAY_BYTES = 65536  # of a call's arguments, kept with its future for `replay`
 
 
 class Stream:
@@ -45,6 +46,8 @@ class Stream:
             index = self._next
             self._next = index + 1
             future = self.pending[index] = Future(self, index)
+            if len(call) <= REPLAY_BYTES:
+                future._call = call
             buffer = self._buffer
             if not buffer:
                 self.session.outbox.waiting.append(self)
