@@ -100,7 +100,7 @@ class Outbox:
             raise
 
     def _where(self, stream: Stream) -> tuple[str, float]:
-        return stream.options.queue or self._session.queue, stream.options.delay
+        return stream.options.queue or self._session.queue, stream.options.pause
 
     def _run(self, beats: bool) -> None:
         """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
@@ -184,4 +184,4 @@ class Outbox:
         session = self._session
         for frame in frames:
             batch.sent(frame.first, frame.count, frame.sent_at)
-        session.publisher.publish(frames, batch.options.queue or session.queue, batch.options.delay)
+        session.publisher.publish(frames, batch.options.queue or session.queue, batch.options.pause)

@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from qnb.monitor.brokers import FeatureTable
     from qnb.monitor.control import Control, Workers
     from qnb.monitor.events import Events
+    from qnb.session.schedules import Schedule, SchedulesTable
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +221,32 @@ class Session(concurrent.futures.Executor):
         rows = list(zip(*iterables, strict=False))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
         return self._launch("map", fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
+
+    def every(
+        self,
+        when: str | float | timedelta,
+        fn: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        name: str | None = None,
+        tz: str | tzinfo | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Run fn(*args, **kwargs) every "10m", "1h30m" or as a cron expression says ("0 7 * * mon-fri").
+
+        It is kept in the backend, and fired once however many workers there are, also when this session is gone; ticks
+        for which no worker was there are fired once, late. `tz`: the zone of the cron expression, else this machine's.
+        Another schedule of the same `name`, or the same call at the same times, gives way. Unsupported over `rpc:`.
+        """
+        from qnb.session.schedules import every
+
+        return every(self, when, fn, (args, kwargs), name, tz)
+
+    def schedules(self) -> SchedulesTable:
+        """All schedules in the backend, of all sessions; `.df` is a DataFrame, `["name"].cancel()` ends one."""
+        from qnb.session.schedules import table
+
+        return table(self.backend, self.signer, self)
 
     def starmap(self, fn: Callable[..., Any] | str, tuples: Iterable[Iterable[Any]]) -> Batch:
         """Run fn(*arguments) for each tuple of arguments; all of one length."""
@@ -416,6 +444,7 @@ class Session(concurrent.futures.Executor):
     def forget(self, run: str) -> None:
         """Remove a run, its outcomes and its arguments from the backend."""
         self.backend.forget_run(run)
+        self.backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
         self.batches.pop(run, None)
 
     @property

@@ -25,6 +25,7 @@ from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
+from qnb.worker.clock import Clock
 from qnb.worker.commands import Commands, worker_info
 from qnb.worker.intake import Intake
 from qnb.worker.limits import Limits
@@ -94,6 +95,7 @@ class Worker:
         self.consumer = broker.consume(list(options.queues), prefetch=64)
         self.intake = Intake(broker, self.consumer, options.queues)
         self.settling = Settling(self)
+        self.clock = Clock(self)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
             for body in (self._receive, self._settle, self._keep)
@@ -109,12 +111,19 @@ class Worker:
         self._do(self.logic.start())
         for thread in self._threads:
             thread.start()
+        self.clock.start()
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is on its way to its end."""
+        return self._closing or self.stopped.is_set()
 
     def stop(self, cold: bool = False) -> None:
         """Warm: finish what runs, give back the rest, end. Cold: what runs is killed and given back."""
         self.cold = self.cold or cold
         self._closing = True
         self._ring()
+        self.clock.close()
         self.consumer.wake()
 
     def join(self) -> None:
@@ -426,7 +435,7 @@ class Worker:
     def _linger(self, now: float) -> None:
         if self.options.linger is None or self._closing:
             return
-        if not self.logic.idle:
+        if not self.logic.idle or self.clock.busy:
             self._last_work = now
         elif now - max(self._last_work, self._looked) >= self.options.linger / 4:
             self._looked = now  # not each second: looking for sessions costs, on some brokers money
