@@ -37,7 +37,7 @@ class Cadence:
     def after(self, when: float) -> float:
         """The first tick later than this."""
         if self._seconds is not None:
-            return self.start + (math.floor((when - self.start) / self._seconds + 1e-9) + 1) * self._seconds
+            return self.start + (self._before(when, self._seconds) + 1) * self._seconds
         return next(self._ticks(when))
 
     def due(self, last: float, now: float) -> tuple[float, int] | None:
@@ -47,7 +47,7 @@ class Cadence:
         if first > now:
             return None
         if self._seconds is not None:
-            latest = self.start + math.floor((now - self.start) / self._seconds + 1e-9) * self._seconds
+            latest = self.start + self._before(now, self._seconds) * self._seconds
             return max(first, latest), max(0, round((latest - first) / self._seconds))
         missed = 0
         for tick in self._ticks(first):
@@ -57,6 +57,10 @@ class Cadence:
                 break
             first, missed = tick, missed + 1
         return next(self._ticks(now, backward=True)), missed
+
+    def _before(self, when: float, seconds: float) -> int:
+        """How many intervals have passed; a millisecond is for what Unix times of today lose as floats."""
+        return math.floor((when - self.start + 0.001) / seconds)
 
     def _ticks(self, when: float, backward: bool = False) -> Iterator[float]:
         from cronsim import CronSim, CronSimError

@@ -16,7 +16,9 @@ from qnb.backends.schedules import KIND, Plan, Schedules
 from qnb.codec.cadence import Cadence, as_text, offset_name
 from qnb.codec.code import read
 from qnb.codec.functions import source_of
-from qnb.codec.signing import BLOB, CODE, Signer
+from qnb.codec.payloads import decode_calls
+from qnb.codec.pickling import loads
+from qnb.codec.signing import BLOB, CODE, RUN, Signer
 from qnb.errors import ConfigurationError, QnbError, UnknownTask, Unsupported
 from qnb.message import RunRecord
 from qnb.session.calls import as_function, pack_call, pack_frames
@@ -242,6 +244,26 @@ def _plan(
         args=args, blob=blob, wire=options.on_wire(), expires=options.expires,
         archives=[archive.hash for archive in read(code).archives],
     )  # fmt: skip
+
+
+def complete(session: Session, batch: Batch, record: RunRecord) -> None:
+    """The arguments of a schedule's calls, which are the same for all."""
+    plan = session.signer.unpack(RUN, record.data, Plan)
+    data = plan.args
+    if plan.blob is not None:
+        sealed = session.backend.get_blob(plan.blob)
+        data = b"" if sealed is None else session.signer.unseal(BLOB, sealed)
+    batch.function = replace(batch.function, name=plan.function)
+    if not data:
+        batch.incomplete = True
+        return
+    pickled, calls = decode_calls(data)
+    call = next(iter(calls))
+    args, kwargs = loads(call) if pickled else call
+    labels = [*(f"arg{i}" for i in range(len(args))), *kwargs]
+    values = [*args, *kwargs.values()]
+    batch.parameters = [(label, [value] * len(batch)) for label, value in zip(labels, values, strict=True)]
+    batch.names = tuple(kwargs)
 
 
 def _zone(tz: str | tzinfo | None) -> str:
