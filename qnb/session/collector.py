@@ -261,9 +261,9 @@ class Collector:
     def _absorb(self, outcomes: Outcomes) -> None:
         sink = self.sinks.get(outcomes.run)
         if sink is not None:
-            self.settled(sink, sink.absorb(outcomes))
-            if outcomes.differs:
+            if outcomes.differs:  # told before whoever waits for the result goes on
                 self.differences.look(sink.function, outcomes)
+            self.settled(sink, sink.absorb(outcomes))
 
     def fetch(self, run: str, spans: Iterable[tuple[int, int]] | None = None) -> None:
         """Take in what the backend has of a run, or of some of its calls."""
