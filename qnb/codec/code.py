@@ -6,6 +6,7 @@ modules that it needs lie in the blob store. Nothing here opens a pickle, so tha
 
 from __future__ import annotations
 
+import re
 import sys
 
 import msgspec
@@ -41,6 +42,7 @@ class Code(msgspec.Struct, frozen=True, array_like=True):
     pickle: bytes = b""
 
 
+_HASH = re.compile("[0-9a-f]{32}")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Code).decode
 
@@ -63,9 +65,12 @@ def read(data: bytes) -> Code:
     if data[2:3].lower() not in (REFERENCE, PICKLE):
         raise BadMessage(f"not the code of a function of this version of qnb: {data[:3]!r}")
     try:
-        return _decode(memoryview(data)[3:])
+        code = _decode(memoryview(data)[3:])
     except UNREADABLE as error:
         raise BadMessage(f"not the code of a function of this version of qnb: {error}") from error
+    if not all(_HASH.fullmatch(archive.hash) for archive in code.archives):
+        raise BadMessage("it needs modules whose name is no hash")  # and would be that of a folder
+    return code
 
 
 def is_reference(data: bytes | None) -> bool:

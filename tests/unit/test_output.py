@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 import qnb
 from qnb.brokers.base import Turn
 from qnb.codec.output import Heard, Ring, shown
+from qnb.codec.functions import Opened
 from qnb.codec.signing import OUTCOMES, Signer, encode
 from qnb.message import Outcomes, Stored
 from qnb.worker.inside import _plain, progress, track
-from qnb.worker.protocol import Report, Work
+from qnb.worker.protocol import Report, Welcome, Work
 from qnb.worker.runner import HOLD_OUTPUT, LITTLE_OUTPUT, Runner
 from qnb.worker.settling import Settling
 from qnb.worker.tape import VOICE, Console, Spill, Tape, Voice, sound, spill_file
@@ -241,9 +242,9 @@ def test_a_runner_that_is_shouted_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Much output ends a work early, and shortens what calls of that run may keep."""
     sent: list[Report] = []
     voice = voice_of()
-    runner = Runner("w", Signer(b"k" * 20), lambda *_: None, sent.append, voice, Teller(list, sent.append))
+    runner = Runner(Welcome(b"k" * 20, "w"), lambda *_: None, sent.append, voice, Teller(list, sent.append))
     monkeypatch.setattr(sys, "stdout", Console(voice.tape, 1))
-    runner._functions[b"h"] = lambda n: print("y" * 60_000)
+    runner._functions[b"h"] = Opened(lambda) n: print("y" * 60_000)
 
     first, kept = 0, 0
     while first < 1000:
@@ -264,8 +265,8 @@ def test_who_wrote_past_python(spill: int) -> None:
     sent: list[Report] = []
     voice = voice_of(Tape(Spill(spill)))
     signer = Signer(b"k" * 20)
-    runner = Runner("w", signer, lambda *_: None, sent.append, voice, Teller(list, sent.append))
-    runner._functions[b"h"] = lambda n: os.write(spill, b"%d\n" % n) if n % 2 else None
+    runner = Runner(Welcome(b"k" * 20, "w"), lambda *_: None, sent.append, voice, Teller(list, sent.append))
+    runner._functions[b"h"] = Opened(lambda) n: os.write(spill, b"%d\n" % n) if n % 2 else None
     found: dict[int, str] = {}
     for first, count in ((1, 1), (2, 10)):
         calls = b"c" + encode([1, [], [list(range(first, first + count))]])
