@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import qnb
 from qnb.brokers.base import Turn
-from qnb.codec.output import Heard, Ring, shown
 from qnb.codec.functions import Opened
+from qnb.codec.output import Heard, Ring, shown
 from qnb.codec.signing import OUTCOMES, Signer, encode
 from qnb.message import Outcomes, Stored
 from qnb.worker.inside import _plain, progress, track
@@ -244,7 +244,7 @@ def test_a_runner_that_is_shouted_at(monkeypatch: pytest.MonkeyPatch) -> None:
     voice = voice_of()
     runner = Runner(Welcome(b"k" * 20, "w"), lambda *_: None, sent.append, voice, Teller(list, sent.append))
     monkeypatch.setattr(sys, "stdout", Console(voice.tape, 1))
-    runner._functions[b"h"] = Opened(lambda) n: print("y" * 60_000)
+    runner._functions[b"h"] = Opened(lambda n: print("y" * 60_000))
 
     first, kept = 0, 0
     while first < 1000:
@@ -266,7 +266,7 @@ def test_who_wrote_past_python(spill: int) -> None:
     voice = voice_of(Tape(Spill(spill)))
     signer = Signer(b"k" * 20)
     runner = Runner(Welcome(b"k" * 20, "w"), lambda *_: None, sent.append, voice, Teller(list, sent.append))
-    runner._functions[b"h"] = Opened(lambda) n: os.write(spill, b"%d\n" % n) if n % 2 else None
+    runner._functions[b"h"] = Opened(lambda n: os.write(spill, b"%d\n" % n) if n % 2 else None)
     found: dict[int, str] = {}
     for first, count in ((1, 1), (2, 10)):
         calls = b"c" + encode([1, [], [list(range(first, first + count))]])
