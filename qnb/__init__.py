@@ -36,10 +36,16 @@ if TYPE_CHECKING:
         MissingLibrary as MissingLibrary,
     )
     from qnb.errors import (
+        OtherVersions as OtherVersions,
+    )
+    from qnb.errors import (
         PayloadTooLarge as PayloadTooLarge,
     )
     from qnb.errors import (
         QnbError as QnbError,
+    )
+    from qnb.errors import (
+        Refused as Refused,
     )
     from qnb.errors import (
         RemoteError as RemoteError,
@@ -96,9 +102,8 @@ _PUBLIC = {
     **dict.fromkeys(
         (
             "AccessDenied", "BackendUnavailable", "BrokerUnavailable", "CannotPickle", "CannotUnpickle",
-            "ConfigurationError", "DependencyCancelled", "DependencyFailed",
-            "MissingLibrary", "PayloadTooLarge", "QnbError", "RemoteError",
-            "ResultsNotKept", "SoftTimeout",
+            "ConfigurationError", "DependencyCancelled", "DependencyFailed", "MissingLibrary", "OtherVersions",
+            "PayloadTooLarge", "QnbError", "Refused", "RemoteError", "ResultsNotKept", "SoftTimeout",
             "TaskExpired", "TaskLost", "TaskTimeout", "UnknownScheme", "UnknownTask", "Unsupported",
         ),
         "qnb.errors",

@@ -15,7 +15,8 @@ QnbError
 │   └── StorageFull               disk full, folder read-only, memory limit of the server
 ├── MessageError
 │   ├── BadSignature              signed with another key, or changed on the way
-│   └── BadMessage                not a message of this version of qnb
+│   ├── BadMessage                not a message of this version of qnb
+│   └── Refused                   a worker started with --only does not run it
 ├── ShippingError
 │   ├── CannotPickle              a function, argument or result cannot be pickled
 │   └── CannotUnpickle            it was pickled elsewhere and cannot be opened here
@@ -29,7 +30,8 @@ QnbError
     ├── DependencyCancelled       not run, since such a call was cancelled; also a CancelledError
     └── UnknownTask               nobody knows this id
 
-ResultsNotKept is a warning: results travel to the session that asked and are kept nowhere.
+Two are warnings. ResultsNotKept: results travel to the session that asked and are kept nowhere. OtherVersions: a worker
+has other versions of what a function imports.
 """
 
 from __future__ import annotations
@@ -110,6 +112,10 @@ class BadMessage(MessageError):
     """Not a message of this version of qnb; it was not opened."""
 
 
+class Refused(MessageError):
+    """A worker that runs the functions of some modules alone was sent something else; it was not opened."""
+
+
 class ShippingError(QnbError):
     """A function or value that cannot travel."""
 
@@ -174,3 +180,7 @@ class UnknownTask(TaskError, KeyError):
 
 class ResultsNotKept(UserWarning):
     """Results travel to the session that asked, and are kept nowhere else."""
+
+
+class OtherVersions(UserWarning):
+    """A worker has another Python, or other versions of what a function imports, than where it comes from."""

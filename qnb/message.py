@@ -108,7 +108,8 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True):
     `states` has a byte a call (see STATES), or is empty when all are done. `values` is encoded by
     codec.payloads, with None where a call has no value. `failures` is keyed by position in this record.
     `times` holds float64 little-endian Unix times: count starts, then count ends.
-    `blob` names the stored values when they are too large to travel.
+    `blob` names the stored values when they are too large to travel. `differs` comes with the first Outcomes of a
+    function from a lane: (package, version that the function came from, version there or None).
     """
 
     run: str
@@ -123,6 +124,7 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True):
     failures: dict[int, Failure] = {}
     outputs: dict[int, str] = {}
     blob: str | None = None
+    differs: list[tuple[str, str, str | None]] = []
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):

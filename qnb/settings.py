@@ -173,6 +173,22 @@ def calm_grpc() -> None:
     os.environ.setdefault("GLOG_minloglevel", "3")
 
 
+def local_zone() -> str | None:
+    """The name of this machine's time zone, as Europe/Berlin; None where none is set."""
+    named = os.environ.get("TZ", "").removeprefix(":")
+    if named and "/" in named and not named.startswith("/"):
+        return named
+    if named in ("UTC", "GMT", "UTC0"):
+        return "UTC"
+    if named:
+        return None
+    place = os.path.realpath("/etc/localtime")
+    _, found, name = place.partition("zoneinfo/")
+    if found:
+        return "UTC" if name in ("UTC", "Etc/UTC", "Universal", "Etc/Universal", "Zulu") else name
+    return None
+
+
 def cpu_count() -> int:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": ("qnb.cli.doctor", "say why nothing happens"),
     "queues": ("qnb.cli.queues", "list queues and what waits in them"),
     "runs": ("qnb.cli.runs", "list the newest runs"),
+    "schedules": ("qnb.cli.schedules", "list schedules; --cancel ends one"),
     "purge": ("qnb.cli.queues", "drop what waits in a queue"),
     "key": ("qnb.cli.key", "print a new signing key"),
 }

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--pool", choices=("process", "thread"), default="process", help="where calls run")
     parser.add_argument("--name", help="the worker's name; default: host-pid")
     parser.add_argument("--linger", type=float, help="end after so many seconds without work and without a session")
+    parser.add_argument(
+        "--only", default="", help="modules, with commas: run their functions alone, called by name; open no pickles"
+    )
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
 
 
@@ -28,6 +31,25 @@ def _lanes(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give 1 or more")
     return int(text)
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    """Names of modules; ConfigurationError when one is not here. Lanes import them, this process does not."""
+    from importlib.util import find_spec
+
+    from qnb.errors import ConfigurationError
+
+    modules = tuple(text.replace(",", " ").split())
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")  # as lanes have it
+    for module in modules:
+        try:
+            found = find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found:
+            raise ConfigurationError(f"--only {module}: there is no such module here: start the worker in its folder")
+    return modules
 
 
 def run(name: str, options: argparse.Namespace) -> int:
@@ -50,6 +72,7 @@ def run(name: str, options: argparse.Namespace) -> int:
         options.concurrency or settings.cpu_count(),
         options.pool,
         options.linger,
+        _modules(options.only),
     )
     worker = Worker(broker, backend, key, chosen)
     signals = itertools.count()

@@ -50,7 +50,9 @@ def fits_alone(frame: Frame, limit: int | None) -> bool:
 
 def _too_large(frame: Frame, room: int) -> PayloadTooLarge:
     code = len(frame.function.code or b"")
-    what, size = ("its arguments", len(frame.args)) if len(frame.args) > code else ("the globals it uses", code)
+    what, size = "its arguments", len(frame.args)
+    if size <= code:
+        what, size = "its code, with the globals it uses and the modules that are shipped", code
     return PayloadTooLarge(
         f"a call of {frame.function.name} has {size:,} bytes in {what}, and a message of this broker takes {room:,}: "
         "name a backend that keeps large values, as in Session(broker, backend='sqlite:'), or send the name of a file"

@@ -18,13 +18,14 @@ _BARE = (object, BaseException, Exception)
 _LEFT_OUT = {(AttributeError, "obj")}  # any object of the task, however large
 
 
-def pack_failure(error: BaseException, skip: int = 0) -> Failure:
-    """What there is to tell of an exception; the first `skip` frames are the worker's own and left out."""
+def pack_failure(error: BaseException, skip: int = 0, as_text: bool = False) -> Failure:
+    """What there is to tell of an exception; the first `skip` frames are the worker's own and left out. `as_text`: its
+    class does not travel, for that takes a pickle."""
     tb = error.__traceback__
     for _ in range(skip):
         tb = tb.tb_next if tb is not None else None
     lines = traceback.format_exception(type(error), error, tb)
-    payload = _payload(error, tb, dict) or _payload(error, tb, _picklable)
+    payload = None if as_text else _payload(error, tb, dict) or _payload(error, tb, _picklable)
     text = "".join(lines)
     if len(text) > _TRACEBACK_CHARS:
         text = text[:1000] + "\n  …\n" + text[1000 - _TRACEBACK_CHARS :]
@@ -55,7 +56,7 @@ def _unpack(failure: Failure) -> BaseException:
         except Exception as error:  # its class cannot be opened here: say so beside what happened there
             note = f"its own class {failure.type_name} cannot be opened here: {error}"
     else:
-        note = f"its own class {failure.type_name} cannot be pickled"
+        note = f"its own class {failure.type_name} cannot be pickled, or its worker does not (--only)"
     stand_in = RemoteError(f"{failure.type_name}: {failure.message}", failure.type_name, failure.traceback)
     stand_in.add_note(note)
     if failure.traceback:

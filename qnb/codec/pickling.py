@@ -7,15 +7,20 @@ came from a notebook goes back by its tracker id, so that what arrives is an ins
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterable
+from types import CodeType, FunctionType
 from typing import Any
 
 from qnb.errors import CannotPickle, CannotUnpickle
 
 _BY_VALUE = {b"__main__"}
+_BY_REFERENCE: set[str] = set()  # top-level modules whose files are shipped
+_DYNAMIC = "<dynamic-code>"  # what cloudpickle calls the file of all code, from 3.1.1 on
+_refused: str | None = None  # why this process opens no pickles
 
 
 def ship_module(module: Any) -> None:
@@ -24,6 +29,27 @@ def ship_module(module: Any) -> None:
 
     cloudpickle.register_pickle_by_value(module)
     _BY_VALUE.add(module.__name__.encode())
+
+
+def ship_by_reference(modules: set[str]) -> None:
+    """Functions and classes of these travel by their names, even those that are no longer what the module has: the
+    module's files are shipped, and what runs is what they say."""
+    _BY_REFERENCE.update(modules)
+    _BY_VALUE.difference_update(name.encode() for name in modules)
+
+
+def by_reference(value: Any) -> bool:
+    """Whether a function or class is of a module whose files are shipped, and can be found there by its name."""
+    module = getattr(value, "__module__", None)
+    if not isinstance(module, str) or module.partition(".")[0] not in _BY_REFERENCE:
+        return False
+    return "<" not in getattr(value, "__qualname__", "<")
+
+
+def refuse_pickles(why: str) -> None:
+    """From now on this process opens none."""
+    global _refused
+    _refused = why
 
 
 def by_value(module_name: str) -> bool:
@@ -113,6 +139,8 @@ def _dumps_with(pickler: Callable[..., Any], value: Any, apart: Apart | None) ->
 
 def loads(data: bytes, buffers: Iterable[Any] | None = None) -> Any:
     """Open a pickle whose signature has been checked; CannotUnpickle says what is missing here."""
+    if _refused is not None:
+        raise CannotUnpickle(f"is not opened here: {_refused}")
     try:
         return pickle.loads(data, buffers=buffers)
     except Exception as error:
@@ -143,10 +171,31 @@ def ship_pickler() -> Any:
                 # Which pickle itself, and cloudpickle with it, only knows by name.
                 if isinstance(obj, functools._lru_cache_wrapper) and by_value(obj.__module__):
                     return _cached, (obj.cache_parameters(),), obj.__wrapped__, None, None, _set_cached
+                if isinstance(obj, CodeType):
+                    return _code_of(obj)
+                if _BY_REFERENCE and isinstance(obj, (FunctionType, type)) and by_reference(obj):
+                    return find, (obj.__module__, obj.__qualname__)
                 return super().reducer_override(obj)
 
         _Ship = ShipPickler
     return _Ship
+
+
+def _code_of(code: CodeType) -> tuple[Any, ...]:
+    """As cloudpickle has it, with the name of the file, by which tracebacks and debuggers find the lines: it puts
+    another in its place. A string of its own each time, or equal functions would not have equal pickles."""
+    from cloudpickle.cloudpickle import _code_reduce
+
+    make, arguments = _code_reduce(code)
+    return make, tuple("".join(list(code.co_filename)) if each == _DYNAMIC else each for each in arguments)
+
+
+def find(module: str, name: str) -> Any:
+    """What a module has under a qualified name; imports it."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _cached(parameters: dict[str, Any]) -> Any:

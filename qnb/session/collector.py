@@ -17,7 +17,8 @@ from qnb.backends.base import Backend
 from qnb.brokers.base import Bus, Inbox
 from qnb.codec.signing import NOTE, OUTCOMES, Signer, decode
 from qnb.errors import MessageError, QnbError
-from qnb.message import Command, Event, Note, Outcomes, Progress, Reply, Stored
+from qnb.message import Command, Event, Function, Note, Outcomes, Progress, Reply, Stored
+from qnb.session.calls import Differences
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Sink(Protocol):
     """A run with calls that are not over."""
 
     run: str
+    function: Function
 
     @property
     def over(self) -> bool: ...
@@ -59,6 +61,7 @@ class Collector:
         self.on_event: list[Callable[[Event], None]] = []
         self.listening = 0  # how many want events or replies: reason to read without pending calls
         self.pending = 0
+        self.differences = Differences()
         self.followed: set[str] = set()  # runs of others
         self._reader = threading.RLock()  # which knows whose it is
         self._count = threading.Lock()
@@ -271,6 +274,8 @@ class Collector:
     def _absorb(self, outcomes: Outcomes) -> None:
         sink = self.sinks.get(outcomes.run)
         if sink is not None:
+            if outcomes.differs:  # told before whoever waits for the result goes on
+                self.differences.look(sink.function, outcomes)
             self.settled(sink, sink.absorb(outcomes))
 
     def fetch(self, run: str, spans: Iterable[tuple[int, int]] | None = None) -> None:

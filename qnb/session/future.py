@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb import message
 from qnb.codec.output import Heard
-from qnb.codec.references import Referable
+from qnb.codec.references import Call, Referable
 from qnb.errors import ConfigurationError
 from qnb.message import STATES, Function, Progress, ValueOf, task_id
 from qnb.session.echo import Echo, await_telling, in_kernel
@@ -60,6 +60,7 @@ class Future(concurrent.futures.Future[Any], Referable):
         self._index = index
         self._code = message.QUEUED
         self._cause: BaseException | None = None
+        self._call: bytes | Call | None = None  # its arguments, for `replay`
         self._remote_traceback = ""
         self._output = ""
         self._heard: Heard | None = None  # its output while it runs
@@ -157,6 +158,17 @@ class Future(concurrent.futures.Future[Any], Referable):
         if self._heard is not None or (over and self._output):
             self._echo.look(self)
         return over
+
+    def replay(self) -> Any:
+        """Run the call here, with the code and the arguments that were sent: its value, or its own exception with a
+        traceback to step into (`%debug`). It changes nothing of the future.
+
+        QnbError when the arguments are not here: a submit keeps those up to 64 KiB, a map all (64 MiB once attached).
+        """
+        __tracebackhide__ = True
+        from qnb.session.replay import replay
+
+        return replay(self._owner, self._index, self._call)
 
     def cancel(self, terminate: bool = False) -> bool:
         """True when the call will never run, or has been killed; False when it runs on or is over.

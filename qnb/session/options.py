@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from qnb.errors import ConfigurationError
@@ -33,7 +34,8 @@ class TaskOptions:
 
     retries: how often a failed call is tried again; backoff: the first pause, doubled each time, with jitter.
     timeout: the call's lane is killed then; soft_timeout: SoftTimeout is raised inside the call then.
-    priority: 0 … 9, 9 first. delay: not before so many seconds from now. expires: not later than that.
+    priority: 0 … 9, 9 first. delay: not before so many seconds from now; eta: not before this datetime (without a zone:
+    local time). expires: not later than so many seconds from now.
     queue: where to, when not the session's queue. key: a second submit with the same key, by any session, gets the
     first one's outcome. max_deliveries: how many lanes a call may take down with it. keep: the result stays in the
     backend, and a handle comes in its place.
@@ -46,6 +48,7 @@ class TaskOptions:
     priority: int = 0
     delay: float = 0.0
     expires: float | None = None
+    eta: datetime | None = None
     queue: str | None = None
     key: str | None = None
     name: str | None = None
@@ -65,11 +68,30 @@ class TaskOptions:
             raise ConfigurationError(f"priority={self.priority!r}: give 0 … 9; 9 goes first")
         if self.retries < 0 or self.backoff < 0 or self.delay < 0:
             raise ConfigurationError("retries, backoff and delay cannot be negative")
+        self._check_eta()
         key: Any = self.key
         if key is not None and not (isinstance(key, str) and key):
             raise ConfigurationError(f"key={key!r}: give a text that names the call")
         if self.max_deliveries < 1:
             raise ConfigurationError("max_deliveries is at least 1")
+
+    def _check_eta(self) -> None:
+        eta: Any = self.eta
+        if eta is None:
+            return
+        if not isinstance(eta, datetime):
+            raise ConfigurationError(f"eta={eta!r}: give a datetime; delay= takes seconds from now")
+        if self.delay:
+            raise ConfigurationError("eta and delay both say when to start: give one of them")
+        try:
+            object.__setattr__(self, "eta", datetime.fromtimestamp(eta.timestamp(), UTC))
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConfigurationError(f"eta={eta!r}: {error}") from None
+
+    @property
+    def pause(self) -> float:
+        """Seconds from now until it may start."""
+        return self.delay if self.eta is None else max(0.0, self.eta.timestamp() - time.time())
 
     def change(self, **changes: Any) -> TaskOptions:
         """The same with some changed; an unknown name is told with those there are."""

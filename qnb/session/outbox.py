@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qnb.codec.payloads import encode_pickled, is_plain
+from qnb.codec.payloads import encode_pickled
 from qnb.codec.pickling import dumps
 from qnb.errors import QnbError
 from qnb.message import Frame, Function, Note
 from qnb.session.aside import Memo
 from qnb.session.batch import Batch
+from qnb.session.calls import travels_plain
 from qnb.session.options import TaskOptions
 from qnb.session.stream import FRAME_BYTES, Stream
 
@@ -100,7 +101,7 @@ class Outbox:
             raise
 
     def _where(self, stream: Stream) -> tuple[str, float]:
-        return stream.options.queue or self._session.queue, stream.options.delay
+        return stream.options.queue or self._session.queue, stream.options.pause
 
     def _run(self, beats: bool) -> None:
         """Send what nobody waits for, FLUSH_SECONDS after it was submitted."""
@@ -163,7 +164,7 @@ class Outbox:
     def _send_calls(self, batch: Batch, start: int, stop: int, size: int | None) -> None:
         session, options = self._session, batch.options.on_wire()
         columns = [values for _, values in batch.parameters]
-        plain, memo = all(map(is_plain, columns)), Memo(columns)
+        plain, memo = travels_plain(batch.function, columns), Memo(columns)
         frames: list[Frame] = []
         size_of_frames = 0
         while start < stop:
@@ -184,4 +185,4 @@ class Outbox:
         session = self._session
         for frame in frames:
             batch.sent(frame.first, frame.count, frame.sent_at)
-        session.publisher.publish(frames, batch.options.queue or session.queue, batch.options.delay)
+        session.publisher.publish(frames, batch.options.queue or session.queue, batch.options.pause)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from qnb.backends.base import Backend
+from qnb.backends.schedules import Schedules
 from qnb.codec.functions import source_of
 from qnb.codec.pickling import loads
 from qnb.codec.references import (
@@ -46,6 +47,9 @@ FOLLOW_SECONDS = 10.0
 RENEW_SECONDS = 3.0
 STREAM_SECONDS = 1.0
 APPEAR_SECONDS = 2.0  # a record is written a moment after its run has begun
+SCHEDULE = "schedule"
+TICKS_OPEN = 1000  # of a schedule: ticks before that have ended, or their outcomes have expired
+TICKS_SECONDS = 0.5
 _COUNTED = ("done", "failed", "cancelled", "lost")
 _OVER_KEPT = 10_000
 # By backend: how the calls of runs that are over ended, which never changes.
@@ -231,7 +235,10 @@ def attach(session: Session, run: str) -> Batch:
         here: Any = session.collector.sinks.get(run) or session.batches.get(run)
         if isinstance(here, Batch):
             return here
-        batch = _load(session, run)
+        record = _find(session.backend, run)
+        batch = _load(session, record)
+        if record.kind == SCHEDULE:
+            return ticks(session, batch, record)
         if not len(batch):
             return batch
         if here is not None:  # this session's own submits: their futures are told, this is filled from the backend
@@ -255,15 +262,15 @@ def attach(session: Session, run: str) -> Batch:
     return batch
 
 
-def _load(session: Session, run: str) -> Batch:
+def _load(session: Session, record: RunRecord) -> Batch:
     """A Batch as the record tells it, all of it open."""
-    record = _find(session.backend, run)
+    run = record.run
     detail = session.signer.unpack(RUN, record.data, Detail)
     function = Function(detail.hash, record.name, None, detail.is_async)
     parameters = _parameters(session, detail)
     batch = Batch(session, run, function, parameters, record.count or 0, TaskOptions(**detail.options))
     batch.created_at, batch.source, batch.names = record.created_at, detail.source, tuple(detail.names)
-    batch.incomplete = bool(detail.labels) and not parameters
+    batch.incomplete = (bool(detail.labels) and not parameters) or record.kind == "submits"
     batch.sent(0, len(batch), record.created_at)
     return batch
 
@@ -271,6 +278,25 @@ def _load(session: Session, run: str) -> Batch:
 def _read(session: Session, batch: Batch) -> None:
     for record in session.backend.fetch_many(batch.run, batch.missing()):
         batch.absorb(session.signer.unpack(OUTCOMES, record.data, Outcomes))
+
+
+def ticks(session: Session, batch: Batch, record: RunRecord) -> Batch:
+    """The Batch of what a schedule has fired so far: filled from the backend until all of that is over."""
+    from qnb.session.schedules import complete
+
+    complete(session, batch, record)
+    _read(session, batch)
+    expired = UnknownTask("this tick was fired so long ago that its outcome is no longer kept")
+    latest = max(0, len(batch) - TICKS_OPEN)
+    claimed = {tick.number for tick in Schedules(session.backend, session.signer).fired(batch.run, latest)}
+    for first, count in batch.missing():
+        for index in range(first, first + count):
+            if index < latest or index not in claimed:  # a claim is kept as long as an outcome
+                batch.fail(index, 1, expired)
+    if not batch.over:
+        arguments = (session, batch, partial(_read, session, batch), TICKS_SECONDS)
+        threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{batch.run}", daemon=True).start()
+    return batch
 
 
 def tell_here(session: Session, batch: Batch) -> None:
@@ -354,6 +380,8 @@ def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]
     calls = record.count or 0
     counts = dict.fromkeys(_COUNTED, 0) if version == "another key" else _counts_of(backend, signer, record.run, calls)
     left = max(0, calls - sum(counts.values()))
+    if record.kind == SCHEDULE:  # what is older has expired
+        left = min(left, TICKS_OPEN)
     return (
         record.run, record.kind, record.name, version, calls, *counts.values(), left, record.created_at, record.session
     )  # fmt: skip

@@ -13,22 +13,24 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta, tzinfo
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qnb import registry, settings
 from qnb.brokers.base import Presence
+from qnb.codec.archives import Shipments
 from qnb.codec.functions import Shipper, parameter_names
 from qnb.codec.kept import Kept
 from qnb.codec.outcomes import gaps
 from qnb.codec.parts import get_object
-from qnb.codec.pickling import ship_module
 from qnb.codec.references import Referable
-from qnb.codec.signing import ENCRYPTED, Signer
+from qnb.codec.signing import BLOB, ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Blob, Frame, Function, split_task_id
 from qnb.session.aside import Aside
 from qnb.session.batch import Batch
+from qnb.session.calls import as_function, pack_call
 from qnb.session.collector import Collector
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from qnb.monitor.brokers import FeatureTable
     from qnb.monitor.control import Control, Workers
     from qnb.monitor.events import Events
+    from qnb.session.schedules import Schedule, SchedulesTable
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +123,8 @@ class Session(concurrent.futures.Executor):
         self.told: set[str] = set()  # names of workers that know of all of these
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
         self.attaching = threading.Lock()
-        self._shipper = Shipper()
+        self._shipments = Shipments(self._put_archive if self.backend.blobs else None, self.broker.scheme == "memory")
+        self._shipper = Shipper(self._shipments)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._workers: Any = None
@@ -171,20 +175,23 @@ class Session(concurrent.futures.Executor):
 
     # Tasks ---------------------------------------------------------------------------------------------------
 
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, function: Callable[..., Any] | str | None = None, /, **options: Any) -> Any:
         """Make a function a Task of this session; `@session.task` or `@session.task(retries=3, …)`."""
         chosen = TaskOptions().change(**options)
 
-        def make(function: Callable[..., Any]) -> Task:
-            return Task(function, chosen, self)
+        def make(function: Callable[..., Any] | str) -> Task:
+            return Task(as_function(function), chosen, self)
 
         return make if function is None else make(function)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Run fn(*args, **kwargs) on a worker. CannotPickle names what cannot travel."""
+    def submit(self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any) -> Future:
+        """Run fn(*args, **kwargs) on a worker. CannotPickle names what cannot travel.
+
+        "module.function" is a function that workers import and this process need not have; its arguments are plain.
+        """
         if type(fn) is Task:
             return self.submit_with(fn.function, fn.task_options, args, kwargs)
-        return self.submit_with(fn, _DEFAULTS, args, kwargs)
+        return self.submit_with(as_function(fn), _DEFAULTS, args, kwargs)
 
     def submit_with(
         self, function: Callable[..., Any], options: TaskOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -199,7 +206,7 @@ class Session(concurrent.futures.Executor):
         stream = self.outbox.stream(self._shipper.ship(function), options)
         if stream.origin is None:
             stream.origin = function
-        call = self.aside.pack(args, kwargs)
+        call = pack_call(self.aside, stream.function, function, args, kwargs)
         self.collector.expect(stream, 1)
         future, waiting = stream.add(call)
         self.outbox.added(waiting)
@@ -207,7 +214,7 @@ class Session(concurrent.futures.Executor):
 
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | str,
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
@@ -220,14 +227,40 @@ class Session(concurrent.futures.Executor):
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in iterables]
         return self._launch("map", fn, columns, count=len(rows), timeout=timeout, chunksize=chunksize)
 
-    def starmap(self, fn: Callable[..., Any], tuples: Iterable[Iterable[Any]]) -> Batch:
+    def every(
+        self,
+        when: str | float | timedelta,
+        fn: Callable[..., Any] | str,
+        /,
+        *args: Any,
+        name: str | None = None,
+        tz: str | tzinfo | None = None,
+        **kwargs: Any,
+    ) -> Schedule:
+        """Run fn(*args, **kwargs) every "10m", "1h30m" or as a cron expression says ("0 7 * * mon-fri").
+
+        It is kept in the backend, and fired once however many workers there are, also when this session is gone; ticks
+        for which no worker was there are fired once, late. `tz`: the zone of the cron expression, else this machine's.
+        Another schedule of the same `name`, or the same call at the same times, gives way. Unsupported over `rpc:`.
+        """
+        from qnb.session.schedules import every
+
+        return every(self, when, fn, (args, kwargs), name, tz)
+
+    def schedules(self) -> SchedulesTable:
+        """All schedules in the backend, of all sessions; `.df` is a DataFrame, `["name"].cancel()` ends one."""
+        from qnb.session.schedules import table
+
+        return table(self.backend, self.signer, self)
+
+    def starmap(self, fn: Callable[..., Any] | str, tuples: Iterable[Iterable[Any]]) -> Batch:
         """Run fn(*arguments) for each tuple of arguments; all of one length."""
         rows = [tuple(row) for row in tuples]
         if len({len(row) for row in rows}) > 1:
             raise ConfigurationError("starmap: the tuples have different lengths; give each the same arguments")
         return self._launch("starmap", fn, [list(column) for column in zip(*rows, strict=True)], count=len(rows))
 
-    def sweep(self, fn: Callable[..., Any], grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
+    def sweep(self, fn: Callable[..., Any] | str, grid: Mapping[str, Iterable[Any]], /, **fixed: Any) -> Batch:
         """Run fn for every combination of the grid's values, passed by name; `fixed` goes to every call."""
         names = tuple(grid)
         rows = list(itertools.product(*(list(values) for values in grid.values())))
@@ -235,7 +268,7 @@ class Session(concurrent.futures.Executor):
         if fixed and any(isinstance(value, Referable) for value in fixed.values()):
             names, columns = (*names, *fixed), [*columns, *([value] * len(rows) for value in fixed.values())]
         elif fixed:
-            inner = fn.function if isinstance(fn, Task) else fn
+            inner = as_function(fn.function if isinstance(fn, Task) else fn)
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
         return self._launch("sweep", fn, columns, names, count=len(rows))
@@ -243,7 +276,7 @@ class Session(concurrent.futures.Executor):
     def _launch(
         self,
         kind: str,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | str,
         columns: list[list[Any]],
         names: tuple[str, ...] = (),
         *,
@@ -258,7 +291,7 @@ class Session(concurrent.futures.Executor):
         options = fn.task_options if isinstance(fn, Task) else _DEFAULTS
         if options.key is not None:
             raise ConfigurationError("key= names one call: give it to submit, as in f.options(key=…).submit(…)")
-        function = fn.function if isinstance(fn, Task) else fn
+        function = as_function(fn.function if isinstance(fn, Task) else fn)
         shipped = self.ship_function(function)
         labels = names or parameter_names(function, len(columns))
         batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
@@ -269,7 +302,7 @@ class Session(concurrent.futures.Executor):
 
     def ship_function(self, function: Callable[..., Any]) -> Function:
         """The current version of a function, as it travels."""
-        return self._shipper.ship(function)
+        return self._shipper.ship(function, look=True)
 
     def launch(self, batch: Batch, kind: str, function: Any, chunksize: int | None = None) -> None:
         """Send a batch, and write it down."""
@@ -302,8 +335,19 @@ class Session(concurrent.futures.Executor):
         return again
 
     def ship(self, module: Any) -> None:
-        """Send functions and classes of this module by value: for a module that workers do not have."""
-        ship_module(module)
+        """Send a module that workers do not have: a module, a package, the name of one, a folder or a .py file.
+
+        Its files travel with every function from now on, and anew when they change: what runs is what they say.
+        A folder without `__init__.py` is one of modules, each imported by its own name.
+        """
+        self._shipments.add(module)
+
+    def ships_now(self) -> set[str]:
+        """The archives of what is shipped, as its files are now, by hash."""
+        return {archive.hash for archive in self._shipments.current(look=True)}
+
+    def _put_archive(self, name: str, data: bytes) -> None:
+        self.backend.put_blob(name, self.signer.seal(BLOB, data))
 
     # Sending -------------------------------------------------------------------------------------------------
 
@@ -412,6 +456,7 @@ class Session(concurrent.futures.Executor):
     def forget(self, run: str) -> None:
         """Remove a run, its outcomes and its arguments from the backend."""
         self.backend.forget_run(run)
+        self.backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
         self.batches.pop(run, None)
 
     @property

@@ -13,7 +13,7 @@ from qnb.codec.payloads import decode_values
 from qnb.codec.pickling import loads
 from qnb.codec.references import Call
 from qnb.message import CANCELLED, DONE, Frame, Function, Outcomes, Progress
-from qnb.session.aside import pack_calls
+from qnb.session.calls import pack_frames
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 FRAME_BYTES = 65536
+REPLAY_BYTES = 65536  # of a call's arguments, kept with its future for `replay`
 
 
 class Stream:
@@ -46,6 +47,8 @@ class Stream:
             index = self._next
             self._next = index + 1
             future = self.pending[index] = Future(self, index)
+            if _size(call) <= REPLAY_BYTES:
+                future._call = call
             buffer = self._buffer
             if not buffer:
                 self.session.outbox.waiting.append(self)
@@ -89,9 +92,9 @@ class Stream:
             while stop < len(calls) and stop - start < limit and size + _size(calls[stop]) <= FRAME_BYTES:
                 size += _size(calls[stop])
                 stop += 1
-            args = pack_calls(calls[start:stop])
-            frames.append(Frame(self.run, first + start, stop - start, self.function, args, options, peer, now))
-            start = stop
+            for count, args in pack_frames(calls[start:stop]):
+                frames.append(Frame(self.run, first + start, count, self.function, args, options, peer, now))
+                start += count
         return frames
 
     def absorb(self, outcomes: Outcomes) -> int:

@@ -11,10 +11,12 @@ from functools import partial
 from time import time
 from typing import Any
 
+from qnb.codec.pickling import refuse_pickles
 from qnb.codec.signing import decode
 from qnb.errors import CannotUnpickle, SoftTimeout, TaskTimeout
 from qnb.worker.bars import watch_imports
 from qnb.worker.lane import _die_with_worker
+from qnb.worker.only import NO_PICKLES
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Place, Record, Runner
 from qnb.worker.tape import VOICE, Tape, Voice, share_console
@@ -62,6 +64,8 @@ class _Lane:
     def __init__(self, welcome: Welcome, send: Callable[[Report], None], loop: asyncio.AbstractEventLoop) -> None:
         self.worker = welcome.worker
         self.place = Place(welcome)
+        if welcome.only:
+            refuse_pickles(NO_PICKLES)
         self.send = send
         self.voices: dict[Voice, None] = {}
         self.teller = Teller(lambda: list(self.voices), lambda report: _send_soon(loop, send, report))
@@ -107,7 +111,9 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Callab
     voice = Voice(lane.worker, lambda: (work.serial, index, begun), Tape(), single)
     VOICE.set(voice)  # in this task's own context
     lane.voices[voice] = None
-    record = Record(lane.runner(voice), single)
+    runner = lane.runner(voice)
+    runner.share(lane.functions)
+    record = Record(runner, single)
     try:
         args, kwargs = call()
         record.values.append(await _limited(function(*args, **kwargs), work))

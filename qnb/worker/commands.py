@@ -182,6 +182,11 @@ class Commands:
         self._worker.bus.post_many([Note(peer, "outcomes", record.data) for record in found])
         return len(found)
 
+    def do_schedules(self) -> object:
+        """Schedules have come or gone: look at once."""
+        self._worker.clock.wake()
+        return "ok"
+
     def do_watch(self, peer: str, seconds: float = 10.0) -> object:
         """Tell events to a peer for so long."""
         with self._lock:

@@ -9,8 +9,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from qnb.codec.pickling import refuse_pickles
 from qnb.codec.signing import decode
 from qnb.worker.bars import watch_imports
+from qnb.worker.only import NO_PICKLES
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Mark, Place, Runner
 from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
@@ -70,6 +72,8 @@ def serve(
     works: Iterator[tuple[object, object]],
 ) -> None:
     """Run one work after the other."""
+    if welcome.only:
+        refuse_pickles(NO_PICKLES)
     runner = Runner(Place(welcome), mark, send, voice, Teller(lambda: [voice], send))
     for _, work in works:
         assert isinstance(work, Work)

@@ -20,12 +20,15 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
+from qnb.codec.archives import is_here, unpack_archive
+from qnb.codec.code import has_archives_elsewhere, read
 from qnb.codec.payloads import count_calls
 from qnb.codec.references import REFERRING
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
+from qnb.worker.clock import Clock
 from qnb.worker.commands import Commands, worker_info
 from qnb.worker.dependencies import Dependencies, blobs_in, needed_files
 from qnb.worker.files import Files
@@ -33,6 +36,7 @@ from qnb.worker.graph import Known
 from qnb.worker.intake import Intake
 from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
+from qnb.worker.only import look
 from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
 from qnb.worker.protocol import Welcome
 from qnb.worker.settling import Settling
@@ -48,13 +52,15 @@ MUTE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never."""
+    """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never.
+    `only`: modules whose functions alone are run, called by name, and no pickle is opened."""
 
     name: str
     queues: Sequence[str] = (DEFAULT_QUEUE,)
     concurrency: int = 1
     pool: str = "process"
     linger: float | None = None
+    only: Sequence[str] = ()
 
 
 class Worker:
@@ -73,7 +79,8 @@ class Worker:
         self.failed = False
         self.files = Files(backend, self.signer, partial(needed_files, self))
         self.dependencies = Dependencies(self)
-        self._welcome = Welcome(key, options.name, self.files.folder if backend.blobs else None)
+        folder = self.files.folder if backend.blobs else None
+        self._welcome = Welcome(key, options.name, folder, tuple(options.only))
         self.lock = self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._selector = selectors.DefaultSelector()
@@ -97,6 +104,7 @@ class Worker:
         self.consumer = broker.consume(list(options.queues), prefetch=64)
         self.intake = Intake(broker, self.consumer, options.queues)
         self.settling = Settling(self)
+        self.clock = Clock(self)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
             for body in (self._receive, self._settle, self._keep)
@@ -112,12 +120,19 @@ class Worker:
         self._do(self.logic.start())
         for thread in self._threads:
             thread.start()
+        self.clock.start()
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is on its way to its end."""
+        return self._closing or self.stopped.is_set()
 
     def stop(self, cold: bool = False) -> None:
         """Warm: finish what runs, give back the rest, end. Cold: what runs is killed and given back."""
         self.cold = self.cold or cold
         self._closing = True
         self._ring()
+        self.clock.close()
         self.consumer.wake()
 
     def join(self) -> None:
@@ -241,9 +256,19 @@ class Worker:
             frame = msgspec.structs.replace(frame, function=msgspec.structs.replace(function, code=code))
         if frame.blob is not None:
             frame = msgspec.structs.replace(frame, args=self._blob(frame.blob, BLOB), blob=None)
+        if self.options.only:
+            look(frame, self.options.only)
+        if has_archives_elsewhere(frame.function.code or b""):
+            self._bring_archives(frame.function.code or b"")
         if frame.first < 0 or count_calls(frame.args) != frame.count:
             raise BadMessage(f"a frame of run {frame.run} says that it has {frame.count} calls, and has not")
         return frame
+
+    def _bring_archives(self, code: bytes) -> None:
+        """Modules that a function needs, and lanes find in a folder."""
+        for archive in read(code).archives:
+            if archive.data is None and not is_here(archive):
+                unpack_archive(archive, self._blob(archive.hash, BLOB))
 
     def _blob(self, key: str, purpose: bytes) -> bytes:
         sealed = self.backend.get_blob(key)
@@ -440,7 +465,7 @@ class Worker:
         """End where there was neither work nor a session for long; `alone`: the broker is away, and with it both."""
         if self.options.linger is None or self._closing:
             return
-        if not self.logic.idle:
+        if not self.logic.idle or self.clock.busy:
             self._last_work = now
         elif now - max(self._last_work, self._looked) >= self.options.linger / 4:
             self._looked = now  # not each second: looking for sessions costs, on some brokers money

@@ -86,6 +86,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     key: bytes
     worker: str
     folder: str | None = None
+    only: tuple[str, ...] = ()  # modules whose functions alone are run, and no pickle is opened
 
     def __repr__(self) -> str:  # a repr may be printed or logged, and the key is a secret
         return f"<Welcome to worker {self.worker}>"

@@ -6,21 +6,26 @@ import array
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import time
 from types import FrameType
 from typing import Any
 
+from qnb.codec.archives import activate
+from qnb.codec.code import read
+from qnb.codec.environment import differences, pip_line
 from qnb.codec.failures import own_failure, pack_failure
-from qnb.codec.functions import unpack
+from qnb.codec.functions import Opened, open_function
 from qnb.codec.output import Ring
 from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import loads
+from qnb.codec.plain import NO_ARGUMENTS, encode_plain_values
 from qnb.codec.references import REFERRING, decode_referring
 from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
 from qnb.message import DONE, FAILED, Blob, Failure, Outcomes
 from qnb.worker.inputs import Inputs
+from qnb.worker.only import NO_PICKLES, find_function
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Welcome, Work, remember
 from qnb.worker.tape import Voice
 from qnb.worker.teller import Teller, last_steps
@@ -40,19 +45,29 @@ Send = Callable[[Report], None]
 class Place:
     """The lane that calls run in."""
 
-    __slots__ = ("inputs", "signer", "worker")
+    __slots__ = ("inputs", "only", "signer", "worker")
 
     def __init__(self, welcome: Welcome) -> None:
         self.worker = welcome.worker
         self.signer = Signer(welcome.key)
         self.inputs = Inputs(welcome.folder)
+        self.only = welcome.only
 
     def calls(self, work: Work) -> tuple[Callable[[Any], Any] | None, Iterable[Any]]:
         """The calls of a work, and what opens one as (args, kwargs); None where they are so already."""
         if work.args[:1] == REFERRING:
-            return self.inputs.opener(work), decode_referring(work.args)
+            return _unpickled if self.only else self.inputs.opener(work), decode_referring(work.args)
         pickled, calls = decode_calls(work.args)
-        return loads if pickled else None, calls
+        if not pickled:
+            return None, calls
+        return _unpickled if self.only else loads, calls
+
+
+def _unpickled(call: Any) -> Any:
+    """The arguments of a call where no pickle is opened: there are none."""
+    if call != NO_ARGUMENTS:
+        raise CannotUnpickle(NO_PICKLES)
+    return (), {}
 
 
 class Runner:
@@ -60,6 +75,7 @@ class Runner:
 
     def __init__(self, place: Place, mark: Mark, send: Send, voice: Voice, teller: Teller) -> None:
         self.worker = place.worker
+        self.only = place.only
         self.place = place
         self.voice = voice
         self.teller = teller
@@ -68,7 +84,8 @@ class Runner:
         self.signer = place.signer
         self.mark = mark
         self.send = send
-        self._functions: dict[bytes, Callable[..., Any] | CannotUnpickle] = {}
+        self._functions: dict[bytes, Opened | CannotUnpickle] = {}
+        self.differs: dict[bytes, Sequence[tuple[str, str, str | None]]] = {}  # not told yet, by function
 
     def within_bounds(self, run: str, text: str) -> str:
         """The output of a call: whole, or shortened when the calls of its run have printed much already."""
@@ -85,13 +102,34 @@ class Runner:
         found = self._functions.get(work.hash)
         if found is None or work.code is not None:
             try:
-                found = unpack(work.name, work.code or b"")
+                found = self._open(work.name, work.code or b"")
             except CannotUnpickle as error:
                 found = error
+            else:
+                if found.differs:
+                    self.differs[work.hash] = found.differs
             remember(self._functions, work.hash, found, FUNCTIONS_KEPT)
         if isinstance(found, CannotUnpickle):
             raise CannotUnpickle(str(found)) from found.__cause__
-        return found
+        activate(found.archives)
+        return found.function
+
+    def _open(self, name: str, code: bytes) -> Opened:
+        if not self.only:
+            return open_function(name, code)
+        parts = read(code)
+        return Opened(find_function(code, self.only), (), differences(parts, by_reference=True), parts.packages)
+
+    def share(self, other: Runner) -> None:
+        """Have the functions of another, and tell what differs in its place."""
+        self._functions, self.differs = other._functions, other.differs
+
+    def explain(self, work: Work, error: BaseException) -> None:
+        """A module that is missing here: say what brings it."""
+        opened = self._functions.get(work.hash)
+        packages = opened.packages if isinstance(opened, Opened) else ()
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            error.add_note(f"worker {self.worker} does not have it: {pip_line(packages, error.name)}")
 
     def run(self, work: Work) -> None:
         """Run the calls in order; reports at the end, or after HOLD_SECONDS with the rest given back."""
@@ -181,8 +219,10 @@ class Record:
         if self.work.attempt <= self.work.retries:
             self.again.append((index, f"{type(error).__name__}: {error}"))
         else:
+            self.runner.explain(self.work, error)
             # The first frame is Runner.run's; a function that never got to run has only that one.
-            self.failures[index - self.work.first] = pack_failure(error, skip=1)
+            failure = pack_failure(error, skip=1, as_text=bool(self.runner.only))
+            self.failures[index - self.work.first] = failure
 
     def fail_all(self, error: CannotUnpickle) -> None:
         """None of the calls can be run."""
@@ -206,9 +246,14 @@ class Record:
 
     def _outcomes(self, start: int, stop: int) -> tuple[int, int, bytes, bytes]:
         work = self.work
-        encode = self.runner.place.inputs.encode_values
-        values, unpicklable, aside = encode(work, work.first + start, self.values[start:stop])
-        self.aside += aside
+        results = self.values[start:stop]
+        plain = encode_plain_values(results) if self.runner.only else None
+        if plain is None:
+            encode = self.runner.place.inputs.encode_values
+            values, unpicklable, aside = encode(work, work.first + start, results)
+            self.aside += aside
+        else:
+            values, unpicklable = plain, {}
         failures = {i - start: f for i, f in self.failures.items() if start <= i < stop}
         for position, error in unpicklable.items():
             failures[position] = own_failure(error)
@@ -223,9 +268,15 @@ class Record:
         outputs = {i - start: text for i, text in self.outputs.items() if start <= i < stop} if self.outputs else {}
         outcomes = Outcomes(
             work.run, first, stop - start, states, values, times.tobytes(),
-            self.runner.worker, work.queued_at, work.attempt, failures, outputs,
+            self.runner.worker, work.queued_at, work.attempt, failures, outputs, None, self._differs(),
         )  # fmt: skip
         return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
+
+
+    def _differs(self) -> list[tuple[str, str, str | None]]:
+        """What differs here from where the function comes from: told once a lane."""
+        untold = self.runner.differs
+        return list(untold.pop(self.work.hash, ())) if untold else []
 
 
 def remember_one(kept: set[bytes], key: bytes) -> None:

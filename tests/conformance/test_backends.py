@@ -10,6 +10,8 @@ from functools import partial
 import pytest
 
 from qnb.backends.base import Backend
+from qnb.backends.schedules import Fired, Plan, Schedules, Tick
+from qnb.codec.signing import Signer
 from qnb.message import RunRecord, Stored
 from tests.conformance.help import Later, Place
 
@@ -232,3 +234,37 @@ def test_prefixes_keep_places_apart(vault: Place) -> None:
         [],
     )
     assert list(two.store_many([record(0, 1, b"other")])) == []
+
+
+# Schedules are made of what a backend has -----------------------------------------------------------------------
+
+
+def test_schedules(backend: Backend, vault: Place) -> None:
+    """Found by others, claimed by whoever is first, replaced, cancelled."""
+    signer = Signer(b"a key for the tests of schedules")
+    if not backend.blobs:
+        pytest.skip("nothing is kept here for others to find")
+    ours, theirs = Schedules(backend, signer), Schedules(vault.backend(), signer)
+    plan = Plan(b"h" * 16, False, "", {}, "1s", "UTC", "f", "qnb", "f 1s")
+    for number in range(3):
+        ours.save(run_record(f"s-{number}", kind="schedule", count=0), plan)
+        (ours if number % 2 else theirs).register(f"s-{number}")
+    assert sorted(theirs.runs()) == ["s-0", "s-1", "s-2"]
+    assert theirs.fired("s-0") == []
+    tick = Tick(10.0, 11.0, "w1", 2)
+    assert [ours.claim("s-0", 0, 0, tick), theirs.claim("s-0", 0, 0, Tick(10.0, 11.5, "w2"))] == [True, False]
+    assert theirs.fired("s-0") == [Fired(0, tick, 1, sent=False)]
+    assert theirs.claim("s-0", 0, 1, Tick(10.0, 30.0, "w2")), "its lease has ended"
+    theirs.published("s-0", 0, Tick(10.0, 30.0, "w2"))
+    assert ours.claim("s-0", 1, 0, Tick(20.0, 31.0, "w1"))
+    found = ours.fired("s-0")
+    assert [(fired.number, fired.tick.worker, fired.claims, fired.sent) for fired in found] == [
+        (0, "w2", 2, True), (1, "w1", 1, False),
+    ]  # fmt: skip
+    assert ours.fired("s-0", 1) == found[1:]
+    theirs.cancel("s-1")
+    assert [record.run for record, _ in ours.all()] == ["s-0", "s-2"]
+    record, kept = theirs.load("s-2") or pytest.fail("it is gone")
+    theirs.renew(record, kept, 99.0)
+    assert (ours.load("s-2") or pytest.fail("it is gone"))[1].renewed_at == 99.0
+    assert sorted(ours.runs()) == ["s-0", "s-1", "s-2"], "registered twice, it is one"

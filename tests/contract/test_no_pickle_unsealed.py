@@ -8,8 +8,10 @@ Sealed as it should be, the same payload makes the file: the test would see it.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from msgspec.structs import replace
 
 import qnb
+from qnb.codec.code import ANY_PYTHON, Archive, Code, write
 from qnb.codec.functions import pack
 from qnb.codec.payloads import encode_pickled
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, OUTCOMES, RUN, Signer, encode
@@ -89,7 +92,8 @@ def frames(session: qnb.Session, trap: Path, seal: Seal) -> dict[str, tuple[Fram
     """By the place of the pickle: a frame, and how it is itself to be sealed. What it leaves in the blob store is
     sealed with `seal`, the frame around that with the right key."""
     good = pack(abs)
-    code, args, none = b"\0\0" + mined(trap), encode_pickled([mined(trap)]), encode_pickled([pickle.dumps(((1,), {}))])
+    code = write(bytes(ANY_PYTHON), Code("", pickle=mined(trap)))
+    args, none = encode_pickled([mined(trap)]), encode_pickled([pickle.dumps(((1,), {}))])
     evil = Function(hash_of(code), "evil", code)
     run = f"{session.id}-evil"
     found = {
@@ -98,14 +102,26 @@ def frames(session: qnb.Session, trap: Path, seal: Seal) -> dict[str, tuple[Fram
         "arguments": (Frame(run, 0, 1, good, args, reply_to=session.peer), seal),
     }
     if session.backend.blobs:
-        code += b"# kept aside"
+        code = write(bytes(ANY_PYTHON), Code("kept aside", pickle=mined(trap)))
         name = hashlib.sha256(args).hexdigest()[:32]
         session.backend.put_blob(hash_of(code).hex(), seal(CODE, code))
         session.backend.put_blob(name, seal(BLOB, args))
         aside = Function(hash_of(code), "evil", None)
         found["function in a blob"] = (Frame(run, 0, 1, aside, none, reply_to=session.peer), OURS.seal)
         found["arguments in a blob"] = (Frame(run, 0, 1, good, b"", reply_to=session.peer, blob=name), OURS.seal)
+        found["modules in a blob"] = (Frame(run, 0, 1, shipped(session, trap, seal), none), OURS.seal)
     return found
+
+
+def shipped(session: qnb.Session, trap: Path, seal: Seal) -> Function:
+    """A function of a module that would make the file when it is imported."""
+    buffer, module = io.BytesIO(), f"evil_{trap.parent.name}"
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"{module}.py", f"open({str(trap)!r}, 'w').close()\nfrom builtins import abs\n")
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
+    session.backend.put_blob(digest, seal(BLOB, buffer.getvalue()))
+    code = write(bytes(ANY_PYTHON), Code("", archives=[Archive("evil", digest)], module=module, name="abs"))
+    return Function(hash_of(code), "evil", code)
 
 
 def test_a_worker_opens_nothing_unsealed(session: qnb.Session, trap: Path, forge: Seal) -> None:
@@ -122,7 +138,9 @@ def test_a_worker_opens_nothing_unsealed(session: qnb.Session, trap: Path, forge
     assert all(letter.reason for letter in letters)
 
 
-@pytest.mark.parametrize("where", ["function", "arguments"])
+@pytest.mark.parametrize(
+    "where", ["function", "arguments", "function in a blob", "arguments in a blob", "modules in a blob"]
+)
 def test_the_payload_would_have_worked_in_a_worker(session: qnb.Session, trap: Path, where: str) -> None:
     frame, seal = frames(session, trap, OURS.seal)[where]
     session.broker.publish_many([Envelope("qnb", seal(FRAME, encode(frame)), "live:0")])

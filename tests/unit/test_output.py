@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import qnb
 from qnb.brokers.base import Turn
+from qnb.codec.functions import Opened
 from qnb.codec.output import Heard, Ring, shown
 from qnb.codec.signing import OUTCOMES, Signer, encode
 from qnb.message import Outcomes, Stored
@@ -243,7 +244,7 @@ def test_a_runner_that_is_shouted_at(monkeypatch: pytest.MonkeyPatch) -> None:
     voice = voice_of()
     runner = Runner(Place(Welcome(b"k" * 20, "w")), lambda *_: None, sent.append, voice, Teller(list, sent.append))
     monkeypatch.setattr(sys, "stdout", Console(voice.tape, 1))
-    runner._functions[b"h"] = lambda n: print("y" * 60_000)
+    runner._functions[b"h"] = Opened(lambda n: print("y" * 60_000))
 
     first, kept = 0, 0
     while first < 1000:
@@ -265,7 +266,7 @@ def test_who_wrote_past_python(spill: int) -> None:
     voice = voice_of(Tape(Spill(spill)))
     signer = Signer(b"k" * 20)
     runner = Runner(Place(Welcome(b"k" * 20, "w")), lambda *_: None, sent.append, voice, Teller(list, sent.append))
-    runner._functions[b"h"] = lambda n: os.write(spill, b"%d\n" % n) if n % 2 else None
+    runner._functions[b"h"] = Opened(lambda n: os.write(spill, b"%d\n" % n) if n % 2 else None)
     found: dict[int, str] = {}
     for first, count in ((1, 1), (2, 10)):
         calls = b"c" + encode([1, [], [list(range(first, first + count))]])

@@ -20,11 +20,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qnb.backends.schedules import Plan, Tick
 from qnb.brokers import bus_parts
 from qnb.brokers.sqs import body as sqs_body
 from qnb.brokers.zookeeper.names import opened_pack
 from qnb.brokers.zookeeper.presence import Card, opened_card
 from qnb.brokers.zookeeper.queue import opened_letter
+from qnb.codec.code import ANY_PYTHON, Archive, Code, write
+from qnb.codec.code import read as read_code
 from qnb.codec.outcomes import read_times, slice_outcomes
 from qnb.codec.payloads import (
     count_calls,
@@ -166,6 +169,15 @@ PARSERS = {
         lambda data: sqs_body.read(data.decode("utf-8", "surrogateescape")),
         [sqs_body.write(b"body", 2, 1.5, True, 3).encode(), sqs_body.bell(3).encode()],
     ),
+}
+CODES = [
+    Code("3.11", [("numpy", "numpy", "2.0")], [Archive("lib", "0" * 32)], "tasks", "add", True),
+    Code("3.11", [], [Archive("lib", "f" * 32, b"zip")], pickle=b"pickle"),
+]
+PARSERS |= {
+    "code": Parser(read_code, [write(bytes(ANY_PYTHON), code) for code in CODES]),
+    "plan": Parser(of(Plan), [encode(Plan(b"h", False, "", {}, "1s", "UTC", "f", "qnb", "f"))]),
+    "tick": Parser(of(Tick), [encode(Tick(1.0, 2.0, "w", 3))]),
 }
 PARSERS |= {
     "pack of ZooKeeper": Parser(opened_pack, [encode((3, [b"one", b"two"]))]),
@@ -355,3 +367,10 @@ def test_columns_that_do_not_fit(content: Any) -> None:
     for read in (count_calls, decode_calls, lambda data: slice_calls(data, 0, 1)):
         with pytest.raises(BadMessage):
             read(b"c" + encode(content))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["", "../../home", "a/b", "0" * 31, "G" * 32, "0" * 32 + "\n"])
+def test_shipped_modules_whose_name_is_no_hash(name: str) -> None:
+    """It would be the name of a folder."""
+    with pytest.raises(BadMessage, match="no hash"):
+        read_code(write(bytes(ANY_PYTHON), Code("", archives=[Archive("lib", name)])))

@@ -15,6 +15,7 @@ import pytest
 
 from qnb import message
 from qnb.codec import signing
+from qnb.codec.code import Archive, Code
 from qnb.codec.payloads import encode_columns
 from qnb.codec.signing import FRAME, Signer
 from qnb.message import Frame, Function, Options
@@ -56,6 +57,8 @@ def default_name(field: msgspec.structs.FieldInfo) -> str:
         return "true"
     if isinstance(field.default, msgspec.Struct):
         return type(field.default).__name__
+    if isinstance(field.default, list):
+        return "[]"
     words: dict[Any, str] = {None: "nil", False: "false", "": '""'}
     return (
         words.get(field.default, repr(field.default))
@@ -64,7 +67,7 @@ def default_name(field: msgspec.structs.FieldInfo) -> str:
     )
 
 
-@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+@pytest.mark.parametrize("struct", [*STRUCTS, Code, Archive], ids=lambda struct: struct.__name__)
 def test_fields(struct: type[msgspec.Struct]) -> None:
     rows = [row[:3] for row in table(struct.__name__)]
     assert rows == [[f.name, type_name(f.type), default_name(f)] for f in msgspec.structs.fields(struct)]
