@@ -325,7 +325,7 @@ class Batch:
                         self.data.started[index] = progress.at
                         self.data.workers[index] = self.data.worker_number(progress.worker)
                     self.data.attempts[index] = min(progress.attempt, 255)
-            if progress.output or progress.steps:
+            if progress.output or progress.steps or progress.displays:
                 self.data.hear(progress)
         self._changed([], progress.indices)
 
@@ -388,8 +388,10 @@ class Batch:
     def _update(self, future: Future, index: int) -> None:
         """Bring one future up to what the columns say."""
         state = self.data.states[index]
-        if self.data.heard or self.data.outputs or self.data.steps:
-            future._said(self.data.outputs.get(index, ""), self.data.heard.get(index), self.data.steps.get(index))
+        data = self.data
+        if data.heard or data.outputs or data.steps or data.displays:
+            future._said(data.outputs.get(index, ""), data.heard.get(index), data.steps.get(index))
+            future._displays = data.displays.get(index, [])
         if state == DONE:
             future._end_done(self.data.values[index])
         elif state == CANCELLED:

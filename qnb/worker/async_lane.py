@@ -18,6 +18,7 @@ from qnb.worker.bars import watch_imports
 from qnb.worker.lane import _die_with_worker
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Record, Runner
+from qnb.worker.shows import take_displays
 from qnb.worker.tape import VOICE, Tape, Voice, share_console
 from qnb.worker.teller import Teller, last_steps
 
@@ -36,6 +37,7 @@ async def _serve(sock: socket.socket) -> None:
     outgoing: asyncio.Queue[Report] = asyncio.Queue()
     share_console()
     watch_imports(whole=True)
+    take_displays()
     writer = asyncio.create_task(_write(sock, outgoing))
     while data := await loop.sock_recv(sock, 1 << 20):
         for body in unpacker.feed(data):

@@ -13,6 +13,7 @@ from qnb.codec.signing import Signer, decode
 from qnb.worker.bars import watch_imports
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Mark, Runner
+from qnb.worker.shows import take_displays
 from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
 from qnb.worker.teller import Teller
 
@@ -58,6 +59,7 @@ def main(channel: int, page: int, life: int) -> None:
     voice = Voice(welcome.worker, marks.read, Tape(Spill(1)))
     take_console(voice.tape)
     watch_imports(whole=True)
+    take_displays()
     WHOLE.append(voice)
     serve(welcome, voice, marks.write, send, works)
 

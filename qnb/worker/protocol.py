@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
+from qnb.message import Display
+
 # A lane keeps this many functions; its worker knows which, because both forget the oldest for each new one.
 FUNCTIONS_KEPT = 500
 _LENGTH = struct.Struct("<I")
@@ -42,7 +44,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 class Said(msgspec.Struct, frozen=True, array_like=True):
     """What a call has said that still runs. `output` stands at `offset` of all that it printed.
 
-    `steps` has (done, total, note) when its progress has changed.
+    `steps` has (done, total, note) when its progress has changed; `displays` what it has shown or shown anew.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     output: str = ""
     offset: int = 0
     steps: tuple[int | float, int | float | None, str] | None = None
+    displays: list[Display] = []
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):

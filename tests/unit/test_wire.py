@@ -49,7 +49,7 @@ def type_name(kind: Any) -> str:
 def default_name(field: msgspec.structs.FieldInfo) -> str:
     """A default as the page writes it."""
     if field.default_factory is not msgspec.NODEFAULT:
-        return "{}"
+        return "[]" if field.default_factory is list else "{}"
     if field.default is msgspec.NODEFAULT:
         return ""
     if isinstance(field.default, msgspec.Struct):
