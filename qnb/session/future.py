@@ -125,7 +125,7 @@ class Future(concurrent.futures.Future[Any]):
 
     def _await_end(self, timeout: float | None) -> None:
         if self._state in _OVER:
-            if (self._output or self._displays) and in_kernel():
+            if (self._output or self._displays or self._echo_made) and in_kernel():
                 self._echo.look(self)
             return
         session = self._owner.session
@@ -146,7 +146,7 @@ class Future(concurrent.futures.Future[Any]):
     def _done_telling(self) -> bool:
         """Whether it is over; what it has printed is shown in the cell that waits."""
         over = self.done()
-        if self._heard is not None or (over and (self._output or self._displays)):
+        if self._heard is not None or (over and (self._output or self._displays or self._echo_made)):
             self._echo.look(self)
         return over
 

@@ -124,6 +124,7 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Any, p
 
 async def _limited(coroutine: Any, work: Work) -> Any:
     """Await with the work's soft_timeout and timeout; a coroutine that blocks the loop is killed by the worker."""
+    __tracebackhide__ = True
     seconds = min(limit for limit in (work.soft_timeout, work.timeout, float("inf")) if limit is not None)
     if seconds == float("inf"):
         return await coroutine

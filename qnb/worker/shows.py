@@ -118,6 +118,16 @@ class _Left:
             self._figures.destroy(manager)
 
 
+def show_figures_left() -> None:
+    """Show what this call has drawn and not shown, as a notebook does at the end of a cell."""
+    voice, pyplot = voice_here(), sys.modules.get("matplotlib.pyplot")
+    left = voice.tape.after if voice is not None else None
+    if pyplot is not None and isinstance(left, _Left):
+        for manager in left.managers:
+            if pyplot.fignum_exists(manager.num):
+                display(manager.canvas.figure)
+
+
 def share_displays() -> None:
     """In a kernel's own process: what calls in this thread display is theirs."""
     shell_of = getattr(sys.modules.get("IPython.core.getipython"), "get_ipython", None)
