@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.variables import Variables
@@ -59,8 +60,8 @@ class Job:
         for name, value in values.items():
             if namespace.get(name, MISSING) is self.before.get(name, MISSING):
                 namespace[name] = value
-                back.append(name)
-            else:
+                back += [] if isinstance(value, ModuleType) else [name]  # that an import is there is no news
+            elif namespace.get(name) is not value:
                 kept.append(name)
         if back:
             self.remarks.append(f"{', '.join(back)} {'is' if len(back) == 1 else 'are'} in the notebook")

@@ -22,6 +22,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from qnb.codec.variables import pack_variables
 from qnb.errors import QnbError
+from qnb.notebook.bundles import woven_text
 from qnb.notebook.cell_output import MISSING, CellOutput, Job, Waiting
 from qnb.notebook.magics import fail_in_one_line, session_here
 from qnb.notebook.names import Names, names_of
@@ -73,7 +74,8 @@ class TaskMagics(Magics):
         except QnbError as error:
             fail_in_one_line(error)
         except SyntaxError as error:
-            fail_in_one_line(error)
+            text = (error.text or "").strip()
+            raise UsageError(f"line {error.lineno} is no Python: {error.msg}{f': {text}' if text else ''}") from None
 
     def _send(self, arguments: argparse.Namespace, shown: str, cell: str) -> None:
         options = TaskOptions(retries=arguments.retries, timeout=arguments.timeout)
@@ -166,7 +168,8 @@ class TaskMagics(Magics):
 def _print_end(job: Job) -> None:
     """Where no output can be updated: before the next cell."""
     future = job.future
-    print("".join([f"{job.name} is {future.state}\n", future.output, future.traceback]).rstrip())
+    said = woven_text(future.output, future.displays)
+    print("".join([f"{job.name} is {future.state}\n", said, future.traceback]).rstrip())
     for remark in job.remarks:
         print(remark)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def test_what_has_changed_meanwhile_is_left_and_told(kernel: Kernel, tmp_path: P
 
 
 def test_what_cannot_come_back_is_told_and_the_rest_comes(kernel: Kernel) -> None:
-    cell = Cell(kernel, "import threading\nlock = threading.Lock()\nfine = 1\ndel fine\nfine2 = 2", "-o lock,fine,fine2")
+    code = "import threading\nlock = threading.Lock()\nfine = 1\ndel fine\nfine2 = 2"
+    cell = Cell(kernel, code, "-o lock,fine,fine2")
     cell.until("in the notebook")
     assert "fine2 is in the notebook" in cell.text()
     assert "lock is not brought back: the variable 'lock' (a lock) cannot be pickled" in cell.text()
@@ -197,16 +199,16 @@ def test_classes_come_home(kernel: Kernel) -> None:
         ("--retry 2", "x = 1", "UsageError: unrecognized arguments: --retry 2"),
         ("--timeout -1", "x = 1", "ConfigurationError: timeout=-1.0: give seconds above 0"),
         ("", "x = 1\n%time x", "UsageError: line 3 has a magic or a shell command, which no worker has"),
-        ("", "x = = 1", "SyntaxError: invalid syntax"),
+        ("", "x = = 1", "UsageError: line 2 is no Python: invalid syntax: x = = 1"),
         ("", "print(lock)", "Unsent: the variable 'lock' (a lock) cannot be pickled"),
     ],
 )
 def test_errors_are_one_line(kernel: Kernel, line: str, code: str, said: str) -> None:
     kernel.run("import threading\nlock = threading.Lock()")
     begun = len(kernel.heard)
-    with pytest.raises(AssertionError):
+    with contextlib.suppress(AssertionError):  # of a cell that fails; usage errors are said on its stderr
         kernel.run(f"%%task {line}\n{code}")
-    [error] = [m["content"] for m in kernel.heard[begun:] if m["msg_type"] in ("error",)]
-    told = [*error["traceback"], streams(kernel.heard[begun:])]
-    assert len([text for text in told if text.strip()]) == 1
-    assert said in "".join(told).replace("\x1b[0m", "").replace("\x1b[31m", "")
+    errors = [m["content"]["traceback"] for m in kernel.heard[begun:] if m["msg_type"] == "error"]
+    told = [*(line for lines in errors for line in lines), *streams(kernel.heard[begun:]).splitlines()]
+    assert len(told) == 1
+    assert told[0].startswith(said)

@@ -27,7 +27,7 @@ FLOORS = [
     {"qnb.backends", "qnb.codec", "qnb.registry"},
     {"qnb.monitor"},
     {"qnb.session", "qnb.worker"},
-    {"qnb.notebook", "qnb.cli"},
+    {"qnb.notebook", "qnb.cli", "qnb.pandas", "qnb.joblib"},
 ]
 # Found justified: (importing module, imported module).
 EXCEPTIONS = {
