@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Unsupported as Unsupported,
     )
     from qnb.monitor.brokers import brokers as brokers
+    from qnb.notebook.terminal import show as show
     from qnb.session.batch import Batch as Batch
     from qnb.session.future import Future as Future
     from qnb.session.session import Session as Session
@@ -80,6 +81,7 @@ _PUBLIC = {
     "Future": "qnb.session.future",
     "Task": "qnb.session.task",
     "brokers": "qnb.monitor.brokers",
+    "show": "qnb.notebook.terminal",
     **dict.fromkeys(("Current", "current", "progress", "track"), "qnb.worker.inside"),
     **dict.fromkeys(
         (

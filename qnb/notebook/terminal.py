@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from importlib.util import find_spec
 from typing import Any, Protocol, TextIO
 
 from qnb.notebook import words
@@ -51,9 +50,11 @@ def follow(batch: Waiting, timeout: float | None = None, file: TextIO | None = N
 
 
 def _screen(out: TextIO) -> Screen:
-    for library, screen in (("rich", _Rich), ("tqdm", _Tqdm)):
-        if find_spec(library):
+    for screen in (_Rich, _Tqdm):
+        try:
             return screen(out)
+        except ImportError:  # it is not installed
+            continue
     return _Line(out)
 
 
@@ -168,6 +169,15 @@ def show(batch: Any) -> None:
         display(batch)
     else:
         follow(batch)
+
+
+def wait_showing(batch: Any, timeout: float | None) -> bool:
+    """Wait for a batch, as `Batch.wait`, and show its progress."""
+    if not in_notebook():
+        return follow(batch, timeout)
+    show(batch)
+    over: bool = batch.wait(timeout)
+    return over
 
 
 def in_notebook() -> bool:

@@ -149,8 +149,15 @@ class Batch:
     def _more_than(self, count: int) -> bool:
         return len(self._ended) > count
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all calls are over; False when they are not after `timeout` seconds."""
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> bool:
+        """Wait until all calls are over; False when they are not after `timeout` seconds.
+
+        progress: show it meanwhile: the live view in a notebook; in a terminal a bar of rich, of tqdm or of text.
+        """
+        if progress and not self.over:
+            from qnb.notebook.terminal import wait_showing
+
+            return wait_showing(self, timeout)
         return self.over or self._wait_for(lambda: self._left == 0, timeout)
 
     def _wait_for(self, done: Callable[[], bool], timeout: float | None) -> bool:
