@@ -47,6 +47,12 @@ def _block(statements: Iterable[ast.stmt], names: Names, sure: set[str]) -> set[
                     _read([handler.type] if handler.type else [], names, sure)
                     _block(handler.body, names, sure | caught)
                 _block(finalbody, names, sure)
+            case ast.Match(subject, cases):
+                _read([subject], names, sure)
+                for case in cases:
+                    inside = sure | _read([case.pattern], names, sure)
+                    _read([case.guard] if case.guard else [], names, inside)
+                    _block(case.body, names, inside)
             case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
                 sure |= _read([statement], names, sure | {name})
             case _:
