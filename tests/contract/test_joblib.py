@@ -52,14 +52,13 @@ def test_an_exception_ends_it_and_cancels_the_rest(session: qnb.Session) -> None
     def work(n: int) -> int:
         if n == 3:
             raise Own("three")
-        time.sleep(0.05)
+        time.sleep(0.2)
         return n
 
-    begun = time.monotonic()
     with joblib.parallel_config(backend="qnb", session=session), pytest.raises(Own, match="three"):
         Parallel(batch_size=1, pre_dispatch="all")(delayed(work)(n) for n in range(1000))
-    assert time.monotonic() - begun < 20, "1,000 calls of 0.05 s on two lanes are 25 s"
-    assert session.submit(abs, -1).result(20) == 1, "the lanes are free again"
+    # 1,000 calls of 0.2 s on two lanes are 100 s: the lanes are free again.
+    assert session.submit(abs, -1).result(20) == 1
 
 
 def test_a_timeout(session: qnb.Session) -> None:
