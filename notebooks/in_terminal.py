@@ -34,8 +34,9 @@ from traitlets import Type
 from traitlets.config import Config
 
 import qnb
-from qnb.notebook.fallback import snapshot_text, text_bar
-from qnb.notebook.snapshot import Snapshot, take
+from qnb.notebook.fallback import snapshot_text
+from qnb.notebook.snapshot import take
+from qnb.notebook.terminal import follow
 
 WIDTH = shutil.get_terminal_size((100, 24)).columns
 
@@ -68,19 +69,8 @@ class Screen:
 
     def follow(self, batch: qnb.Batch) -> None:
         """Show a batch until it is over, then its last rows."""
-        every = 0.1 if self.live else 1.0
-        while not batch.wait(every):
-            line = progress_line(take(batch))[: WIDTH - 1]
-            print(f"\r{line}\033[K" if self.live else line, end="" if self.live else "\n", flush=True)
-        print("\r\033[K" if self.live else "", end="")
+        follow(batch, file=sys.stdout)
         print(snapshot_text(take(batch), WIDTH), flush=True)
-
-
-def progress_line(snapshot: Snapshot) -> str:
-    """A batch under way, in one line."""
-    failed = snapshot.counts.get("failed", 0)
-    parts = [f"[{text_bar(snapshot, 30)}]", snapshot.progress(), snapshot.pace(), f"{failed} failed" if failed else ""]
-    return "  ".join(part for part in parts if part)
 
 
 def make_shell(screen: Screen) -> InteractiveShell:

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         Unsupported as Unsupported,
     )
     from qnb.monitor.brokers import brokers as brokers
+    from qnb.notebook.terminal import show as show
     from qnb.session.batch import Batch as Batch
     from qnb.session.canvas import chain as chain
     from qnb.session.canvas import chord as chord
@@ -98,6 +99,7 @@ _PUBLIC = {
     "Task": "qnb.session.task",
     **dict.fromkeys(("chain", "chord", "group"), "qnb.session.canvas"),
     "brokers": "qnb.monitor.brokers",
+    "show": "qnb.notebook.terminal",
     **dict.fromkeys(("Current", "current", "progress", "track"), "qnb.worker.inside"),
     **dict.fromkeys(
         (

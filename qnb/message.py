@@ -102,6 +102,23 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     root: Failure | None = None
 
 
+class Display(msgspec.Struct, frozen=True, array_like=True):
+    """Something rich that a call has shown, a figure or HTML: `data` and `metadata` by MIME type, images as bytes.
+
+    `number` counts the displays of a call from 0; `at` is where it stands in all that the call printed, in
+    characters. `id` is its display id, by which a call replaces what it has shown; mostly empty.
+    """
+
+    data: dict[str, object]
+    metadata: dict[str, object] = {}
+    number: int = 0
+    at: int = 0
+    id: str = ""
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[object, object]:
+        return self.data, self.metadata
+
+
 class Outcomes(msgspec.Struct, frozen=True, array_like=True):
     """The ends of calls `first` … `first + count - 1`. Columns, so that a thousand calls cost little more than one.
 
@@ -125,13 +142,14 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True):
     outputs: dict[int, str] = {}
     blob: str | None = None
     differs: list[tuple[str, str, str | None]] = []
+    displays: dict[int, list[Display]] = {}
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
     """What has happened to calls that are not over: `state` is RUNNING or RETRYING.
 
-    One that is about a single call may have a piece of what it prints, which stands at `offset` of all of it, and
-    its progress in `steps`: done, total, note.
+    One that is about a single call may have a piece of what it prints, which stands at `offset` of all of it, its
+    progress in `steps`: done, total, note; and what it shows, or has put in the place of what it showed.
     """
 
     run: str
@@ -143,6 +161,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     output: str = ""
     offset: int = 0
     steps: tuple[int | float, int | float | None, str] | None = None
+    displays: list[Display] = []
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

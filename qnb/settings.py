@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -274,13 +275,16 @@ def load_key(given: str | bytes | None = None) -> bytes:
 
 
 # What a task has no business with, and its children still less.
+_INLINE = "module://matplotlib_inline.backend_inline"
 _PRIVATE = ("QNB_KEY", "QNB_BROKER", "QNB_BACKEND")
 
 
 def lane_environment() -> dict[str, str]:
-    """A lane's environment. glibc is told to keep the memory of large values: half of their cost is getting it anew."""
+    """A lane's environment. glibc is told to keep the memory of large values: half of their cost is getting it anew.
+    Figures are shown as in a notebook, unless MPLBACKEND says otherwise."""
     keep = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
-    return {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456", **keep}
+    figures = {"MPLBACKEND": _INLINE} if find_spec("matplotlib_inline") else {}
+    return {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "268435456", **figures, **keep}
 
 
 def child_environment(**extra: str) -> dict[str, str]:

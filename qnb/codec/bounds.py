@@ -55,7 +55,7 @@ def _outcomes_fault(outcomes: Outcomes) -> str | None:
         return f"it has {array_length(values, 1)} values for {count} calls"
     if outcomes.times and len(outcomes.times) != 16 * count:
         return f"it has {len(outcomes.times)} bytes of times for {count} calls"
-    for positions in (outcomes.failures, outcomes.outputs):
+    for positions in (outcomes.failures, outcomes.outputs, outcomes.displays):
         if positions and not (min(positions) >= 0 and max(positions) < count):
             return f"it tells of call {max(positions)} among {count}"
     return _range_fault(outcomes.first, count, outcomes.attempt)

@@ -24,6 +24,8 @@ def pack_failure(error: BaseException, skip: int = 0, as_text: bool = False) -> 
     tb = error.__traceback__
     for _ in range(skip):
         tb = tb.tb_next if tb is not None else None
+    while tb is not None and tb.tb_frame.f_locals.get("__tracebackhide__"):
+        tb = tb.tb_next
     lines = traceback.format_exception(type(error), error, tb)
     payload = None if as_text else _payload(error, tb, dict) or _payload(error, tb, _picklable)
     text = "".join(lines)

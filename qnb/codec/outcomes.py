@@ -26,6 +26,7 @@ def slice_outcomes(outcomes: Outcomes, start: int, stop: int) -> Outcomes:
         times=times,
         failures={i - start: f for i, f in outcomes.failures.items() if start <= i < stop},
         outputs={i - start: o for i, o in outcomes.outputs.items() if start <= i < stop},
+        displays={i - start: d for i, d in outcomes.displays.items() if start <= i < stop},
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+from qnb.message import Display
+
 # Characters kept of one call.
 KEPT = 65536
+# Displays of a call that runs, at most 256 KiB each.
+_DISPLAYS_HEARD = 64
 # What a terminal would have overwritten: a bar that went back to the start of its line.
 _OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\r\n])")
 
@@ -68,10 +72,11 @@ class Ring:
 class Heard:
     """What a session has heard of the output of a call that still runs."""
 
-    __slots__ = ("_ring", "attempt")
+    __slots__ = ("_ring", "attempt", "displays")
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
+        self.displays: dict[int, Display] = {}
         self._ring = Ring()
 
     def add(self, offset: int, text: str) -> None:
@@ -81,6 +86,13 @@ class Heard:
             ring.skip(gap - 2)
             ring.add("…\n")
         ring.add(text[max(0, ring.length - offset) :])
+
+    def show(self, displays: list[Display]) -> None:
+        """More displays, or others in the place of those that were heard; of very many the last."""
+        for display in displays:
+            self.displays[display.number] = display
+        while len(self.displays) > _DISPLAYS_HEARD:
+            del self.displays[min(self.displays)]
 
     def since(self, position: int) -> tuple[int, str]:
         """As Ring.since."""

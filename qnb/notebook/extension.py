@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from qnb.notebook.completion import complete_qnb
 from qnb.notebook.magics import MAGIC, QnbMagics
+from qnb.notebook.task_magic import TASK, TaskMagics
+from qnb.worker.imports import when_imported
+
+# (kind of magic, its name)
+_PLACES: dict[type, tuple[str, str]] = {QnbMagics: ("line", MAGIC), TaskMagics: ("cell", TASK)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What loading replaced; `owner` is the entry of the magics' registry."""
+    """What loading replaced: of each class of magics the magic and the entry in the registry."""
 
-    magics: QnbMagics
-    line_magic: Any
-    owner: Any
+    magics: tuple[Any, ...]
+    before: tuple[tuple[Any, Any], ...]
+    ends: tuple[Callable[[], None], ...]
 
 
 _loaded: dict[int, _Loaded] = {}
@@ -26,27 +32,37 @@ def load(shell: Any) -> None:
     if id(shell) in _loaded:
         return
     manager = shell.magics_manager
-    magics = QnbMagics(shell)
-    before = _Loaded(magics, manager.magics["line"].get(MAGIC), manager.registry.get(QnbMagics.__name__))
-    shell.register_magics(magics)
+    before = tuple(
+        (manager.magics[kind].get(name), manager.registry.get(each.__name__)) for each, (kind, name) in _PLACES.items()
+    )
+    magics = tuple(each(shell) for each in _PLACES)
+    for each in magics:
+        shell.register_magics(each)
     if shell.Completer is not None:
         shell.Completer.custom_matchers.append(complete_qnb)
-    _loaded[id(shell)] = before
+    shell.events.register("pre_run_cell", magics[1].deliver)
+    ends = (when_imported("pandas", _with_pandas), when_imported("joblib", _with_joblib))
+    _loaded[id(shell)] = _Loaded(magics, before, ends)
 
 
 def unload(shell: Any) -> None:
-    """By `%unload_ext qnb`. Sessions and the views of batches go on."""
-    before = _loaded.pop(id(shell), None)
-    if before is None:
+    """By `%unload_ext qnb`. Sessions, tasks and the views of batches go on, and so do pandas' and joblib's ways in."""
+    loaded = _loaded.pop(id(shell), None)
+    if loaded is None:
         return
     manager = shell.magics_manager
-    lines = manager.magics["line"]
-    if getattr(lines.get(MAGIC), "__self__", None) is before.magics:  # else somebody has replaced ours since
-        _put_back(lines, MAGIC, before.line_magic)
-    if manager.registry.get(QnbMagics.__name__) is before.magics:
-        _put_back(manager.registry, QnbMagics.__name__, before.owner)
+    for magics, (magic, owner) in zip(loaded.magics, loaded.before, strict=True):
+        kind, name = _PLACES[type(magics)]
+        table = manager.magics[kind]
+        if getattr(table.get(name), "__self__", None) is magics:  # else somebody has replaced ours since
+            _put_back(table, name, magic)
+        if manager.registry.get(type(magics).__name__) is magics:
+            _put_back(manager.registry, type(magics).__name__, owner)
     if shell.Completer is not None and complete_qnb in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.remove(complete_qnb)
+    shell.events.unregister("pre_run_cell", loaded.magics[1].deliver)
+    for end in loaded.ends:
+        end()
 
 
 def _put_back(table: dict[str, Any], name: str, before: Any) -> None:
@@ -54,3 +70,11 @@ def _put_back(table: dict[str, Any], name: str, before: Any) -> None:
         table.pop(name, None)
     else:
         table[name] = before
+
+
+def _with_pandas(_module: Any) -> None:
+    import qnb.pandas  # noqa: F401 - which registers itself
+
+
+def _with_joblib(_module: Any) -> None:
+    import qnb.joblib  # noqa: F401 - which registers itself

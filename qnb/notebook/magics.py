@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 MAGIC = "qnb"
-COMMANDS = ("status", "connect", "brokers", "workers", "queues", "runs", "results", "cancel", "close")
+COMMANDS = ("status", "connect", "brokers", "workers", "queues", "runs", "events", "results", "cancel", "close")
 NO_SESSION = "no session yet: %qnb connect makes one with workers here, %qnb connect URL on a broker"
 
 
@@ -57,8 +57,10 @@ class QnbMagics(Magics):
     @argument("--workers", metavar="N", type=_workers, help="for connect: how many local worker processes to start")
     @line_magic
     def qnb(self, line: str) -> None:
-        """Show the current session, connect another, list its workers, close it.
+        """Show the current session, connect another, list its workers, queues and runs, close it.
 
+        `%qnb` alone shows broker, backend and workers; `brokers` what each broker can do; `events` watches what workers
+        do from now on, in the variable `events`; `results` shows a run, and `cancel` stops it.
         `%qnb connect` puts the session into the variable `session` and makes it the current one.
         """
         arguments = parse_argstring(self.qnb, line)
@@ -70,7 +72,7 @@ class QnbMagics(Magics):
         try:
             getattr(self, f"_{arguments.command}")(arguments)
         except QnbError as error:
-            _fail_in_one_line(error)
+            fail_in_one_line(error)
 
     def _status(self, _arguments: argparse.Namespace) -> None:
         session = _current()
@@ -86,6 +88,18 @@ class QnbMagics(Magics):
             before.close()
         self._shell.push({"session": session}, interactive=True)
         print(status_text(session))
+
+    def _events(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        self._stream = session.events()
+        self._shell.push({"events": self._stream}, interactive=True)
+        if not hasattr(self._shell, "kernel"):
+            print("events.df has what workers do from now on; events.close() ends it")
+            return
+        display(self._stream)
 
     def _workers(self, _arguments: argparse.Namespace) -> None:
         session = _current()
@@ -104,7 +118,10 @@ class QnbMagics(Magics):
         if session is None:
             print(NO_SESSION)
             return
-        for queue in session.broker.queues():
+        queues = list(session.broker.queues())
+        if not queues:
+            print(f"no queues yet on {_from_here(session.broker_url)}")
+        for queue in queues:
             depth = session.broker.depth(queue)
             print(f"{queue:<24}{'?' if depth is None else depth:>8}")
 
@@ -152,6 +169,18 @@ def _current() -> Session | None:
     return current_session()
 
 
+def session_here(shell: Any) -> tuple[Session, str]:
+    """The current session, or a new embedded one, which is put into `session`; and a word about the latter."""
+    from qnb.session.session import Session
+
+    found = _current()
+    if found is not None:
+        return found, ""
+    made = Session()
+    shell.push({"session": made}, interactive=True)
+    return made, f"session is new: {_from_here(made.broker_url)}"
+
+
 def status_text(session: Session) -> str:
     """The session in four lines."""
     workers = list(session.workers)
@@ -177,7 +206,7 @@ def _from_here(url: str) -> str:
     return url.replace(f"sqlite:///{os.getcwd()}/", "sqlite:///")
 
 
-def _fail_in_one_line(error: QnbError) -> NoReturn:
+def fail_in_one_line(error: Exception) -> NoReturn:
     """The cell fails, so that no later one runs without a session, but without a traceback of our own insides."""
     line = f"{type(error).__name__}: {error}"
     error._render_traceback_ = lambda: [line]  # type: ignore[attr-defined]

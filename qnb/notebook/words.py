@@ -14,6 +14,15 @@ def percent(part: int, whole: int) -> str:
     return f"{100 * part // whole if whole else 100} %"
 
 
+def size(number: float) -> str:
+    """Bytes, in three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.3g} {unit}"
+
+
 def duration(seconds: float) -> str:
     milliseconds = math.floor(seconds * 1000 + 0.5)
     if milliseconds < 1:

@@ -151,8 +151,15 @@ class Batch(Referable):
     def _more_than(self, count: int) -> bool:
         return len(self._ended) > count
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all calls are over; False when they are not after `timeout` seconds."""
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> bool:
+        """Wait until all calls are over; False when they are not after `timeout` seconds.
+
+        progress: show it meanwhile: the live view in a notebook; in a terminal a bar of rich, of tqdm or of text.
+        """
+        if progress and not self.over:
+            from qnb.notebook.terminal import wait_showing
+
+            return wait_showing(self, timeout)
         return self.over or self._wait_for(lambda: self._left == 0, timeout)
 
     def _wait_for(self, done: Callable[[], bool], timeout: float | None) -> bool:
@@ -338,7 +345,7 @@ class Batch(Referable):
                         self.data.started[index] = progress.at
                         self.data.workers[index] = self.data.worker_number(progress.worker)
                     self.data.attempts[index] = min(progress.attempt, 255)
-            if progress.output or progress.steps:
+            if progress.output or progress.steps or progress.displays:
                 self.data.hear(progress)
         self._changed([], progress.indices)
 
@@ -402,8 +409,10 @@ class Batch(Referable):
     def _update(self, future: Future, index: int) -> None:
         """Bring one future up to what the columns say."""
         state = self.data.states[index]
-        if self.data.heard or self.data.outputs or self.data.steps:
-            future._said(self.data.outputs.get(index, ""), self.data.heard.get(index), self.data.steps.get(index))
+        data = self.data
+        if data.heard or data.outputs or data.steps or data.displays:
+            future._said(data.outputs.get(index, ""), data.heard.get(index), data.steps.get(index))
+            future._displays = data.displays.get(index, [])
         if state == DONE:
             future._end_done(self.data.values[index])
         elif state == CANCELLED:

@@ -10,7 +10,7 @@ from qnb.codec.outcomes import read_times, slice_outcomes
 from qnb.codec.output import Heard
 from qnb.codec.payloads import Fetch, decode_values
 from qnb.codec.pickling import loads
-from qnb.message import DONE, FAILED, PENDING, Failure, Outcomes, Progress
+from qnb.message import DONE, FAILED, PENDING, Display, Failure, Outcomes, Progress
 
 
 class Columns:
@@ -29,6 +29,7 @@ class Columns:
         self.failures: dict[int, Failure] = {}
         self.errors: dict[int, BaseException] = {}
         self.outputs: dict[int, str] = {}
+        self.displays: dict[int, list[Display]] = {}
         self.heard: dict[int, Heard] = {}  # output of calls that run
         self.steps: dict[int, tuple[float, float | None, str]] = {}  # their progress, and the last of those that ran
         self._worker_numbers = {"": 0}
@@ -78,6 +79,9 @@ class Columns:
             for position, output in outcomes.outputs.items():
                 if a <= position < b:
                     self.outputs[first + position] = output
+            for position, displays in outcomes.displays.items():
+                if a <= position < b:
+                    self.displays[first + position] = displays
             if self.heard:
                 self._still(low, high, states, low - first)
             # States last: whoever sees a call as ended finds everything else in place.
@@ -91,11 +95,13 @@ class Columns:
             return
         if progress.steps is not None:
             self.steps[index] = progress.steps
-        if progress.output:
+        if progress.output or progress.displays:
             heard = self.heard.get(index)
             if heard is None or heard.attempt != progress.attempt:
                 heard = self.heard[index] = Heard(progress.attempt)
-            heard.add(progress.offset, progress.output)
+            if progress.output:
+                heard.add(progress.offset, progress.output)
+            heard.show(progress.displays)
 
     def _still(self, low: int, high: int, states: bytearray, start: int) -> None:
         """These calls have ended. Of one whose lane was killed, what was heard is all there will be."""
@@ -103,6 +109,8 @@ class Columns:
             heard = self.heard.pop(index)
             if states[start + index - low] != DONE:
                 self.outputs.setdefault(index, heard.text())
+                if heard.displays:
+                    self.displays.setdefault(index, sorted(heard.displays.values(), key=lambda d: d.number))
 
     def output(self, index: int) -> str:
         """What a call has printed, as far as it is known here."""

@@ -1,10 +1,12 @@
-"""What a task prints, shown in the notebook cell that waits for it: as it comes, once, and never in another cell."""
+"""What a task prints and shows, in the cell that waits for it: as it comes, once, and never in another cell."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
+
+from qnb.message import Display
 
 if TYPE_CHECKING:
     from qnb.session.future import Future
@@ -20,26 +22,35 @@ def in_kernel() -> bool:
 
 
 class Echo:
-    """Writes the output of one call to the stdout of whoever waits for it."""
+    """Writes the output of one call to the stdout of whoever waits for it, and displays what it shows."""
 
     def __init__(self) -> None:
         self._position = 0
         self._over = False
+        self._shown: dict[int, Display] = {}
 
     def look(self, future: Future) -> None:
-        """Write what is new; called in the thread that waits, which is how the text finds its cell."""
+        """Write what is new; called in the thread that waits, which is how it finds its cell."""
         heard, done = future._heard, future.done()
         if done and not self._over:
             self._over = True
-            text = self._rest(future.output, heard.text() if heard is not None else "")
+            output = future.output
+            text = self._rest(output, heard.text() if heard is not None else "")
+            offset = len(output) - len(text)
         elif heard is not None and not done:
             offset, text = heard.since(self._position)
             self._position = offset + len(text)
         else:
             return
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        for display in future.displays:
+            before = self._shown.get(display.number)
+            if display != before and (before is None or before.data != display.data):
+                place = max(0, min(display.at - offset, len(text)))
+                _write(text[:place])
+                offset, text = offset + place, text[place:]
+                self._shown[display.number] = display
+                _show(display, f"{future.id}:{display.id or display.number}", before is not None)
+        _write(text)
 
     def _rest(self, output: str, heard: str) -> str:
         """What of the whole output has not been written."""
@@ -51,6 +62,18 @@ class Echo:
         line = heard.rpartition("\n")[0].rpartition("\n")[2]
         _, found, rest = output.rpartition(f"{line}\n") if line else ("", "", "")
         return rest if found else "\n" + "".join(output.splitlines(keepends=True)[-_LINES:])
+
+
+def _write(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _show(display: Display, id: str, update: bool) -> None:
+    app: Any = sys.modules["ipykernel.kernelapp"]
+    publisher = app.IPKernelApp.instance().shell.display_pub
+    publisher.publish(display.data, display.metadata, transient={"display_id": id}, update=update)
 
 
 async def await_telling(future: Future) -> Any:

@@ -13,7 +13,7 @@ from qnb import message
 from qnb.codec.output import Heard
 from qnb.codec.references import Call, Referable
 from qnb.errors import ConfigurationError
-from qnb.message import STATES, Function, Progress, ValueOf, task_id
+from qnb.message import STATES, Display, Function, Progress, ValueOf, task_id
 from qnb.session.echo import Echo, await_telling, in_kernel
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Future(concurrent.futures.Future[Any], Referable):
         self._call: bytes | Call | None = None  # its arguments, for `replay`
         self._remote_traceback = ""
         self._output = ""
+        self._displays: list[Display] = []
         self._heard: Heard | None = None  # its output while it runs
         self._echo_made: Echo | None = None
         self._steps: tuple[float, float | None, str] | None = None
@@ -104,6 +105,17 @@ class Future(concurrent.futures.Future[Any], Referable):
         return self._heard.text()
 
     @property
+    def displays(self) -> list[Display]:
+        """What the call has shown: figures, HTML, anything given to `display`, each with `.data` and `.metadata` by
+        MIME type and `.at`, its place in `output`; while it runs, what has come so far.
+
+        Of more than 16 MiB the first and the last. In a notebook, `future.displays[0]` shows the first again.
+        """
+        if self._displays or self._heard is None or self._code == message.DONE:
+            return list(self._displays)
+        return [display for _, display in sorted(self._heard.displays.items())]
+
+    @property
     def progress(self) -> tuple[float, float | None, str] | None:
         """(done, total, note) as the call told it last by `qnb.progress`, `qnb.track` or tqdm; None when it did not."""
         return self._steps
@@ -134,7 +146,7 @@ class Future(concurrent.futures.Future[Any], Referable):
 
     def _await_end(self, timeout: float | None) -> None:
         if self._state in _OVER:
-            if self._output and in_kernel():
+            if (self._output or self._displays or self._echo_made) and in_kernel():
                 self._echo.look(self)
             return
         session = self._owner.session
@@ -155,7 +167,7 @@ class Future(concurrent.futures.Future[Any], Referable):
     def _done_telling(self) -> bool:
         """Whether it is over; what it has printed is shown in the cell that waits."""
         over = self.done()
-        if self._heard is not None or (over and self._output):
+        if self._heard is not None or (over and (self._output or self._displays or self._echo_made)):
             self._echo.look(self)
         return over
 
@@ -206,10 +218,12 @@ class Future(concurrent.futures.Future[Any], Referable):
     def _hear(self, progress: Progress) -> None:
         if progress.steps is not None:
             self._steps = progress.steps
-        if progress.output:
+        if progress.output or progress.displays:
             if self._heard is None or self._heard.attempt != progress.attempt:
                 self._heard = Heard(progress.attempt)
-            self._heard.add(progress.offset, progress.output)
+            if progress.output:
+                self._heard.add(progress.offset, progress.output)
+            self._heard.show(progress.displays)
 
     def _start(self, code: int) -> None:
         self._code = code

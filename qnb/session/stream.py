@@ -103,6 +103,9 @@ class Stream:
         for position, text in outcomes.outputs.items():
             if (speaker := self.pending.get(outcomes.first + position)) is not None:
                 speaker._said(text, None, speaker.progress)
+        for position, displays in outcomes.displays.items():
+            if (speaker := self.pending.get(outcomes.first + position)) is not None:
+                speaker._displays = displays
         get, pop, new = self.pending.get, self.pending.pop, 0
         if not outcomes.states and not broken:
             for index, value in enumerate(values, outcomes.first):
@@ -134,7 +137,7 @@ class Stream:
         for index in progress.indices:
             future = self.pending.get(index)
             if future is not None and not future.done():
-                if progress.output or progress.steps:
+                if progress.output or progress.steps or progress.displays:
                     future._hear(progress)
                 future._start(progress.state)
 

@@ -19,6 +19,7 @@ from qnb.worker.lane import _die_with_worker
 from qnb.worker.only import NO_PICKLES
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Place, Record, Runner
+from qnb.worker.shows import take_displays
 from qnb.worker.tape import VOICE, Tape, Voice, share_console
 from qnb.worker.teller import Teller, last_steps
 
@@ -37,6 +38,7 @@ async def _serve(sock: socket.socket) -> None:
     outgoing: asyncio.Queue[Report] = asyncio.Queue()
     share_console()
     watch_imports(whole=True)
+    take_displays()
     writer = asyncio.create_task(_write(sock, outgoing))
     while data := await loop.sock_recv(sock, 1 << 20):
         for body in unpacker.feed(data):
@@ -131,6 +133,7 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Callab
 
 async def _limited(coroutine: Any, work: Work) -> Any:
     """Await with the work's soft_timeout and timeout; a coroutine that blocks the loop is killed by the worker."""
+    __tracebackhide__ = True
     seconds = min(limit for limit in (work.soft_timeout, work.timeout, float("inf")) if limit is not None)
     if seconds == float("inf"):
         return await coroutine

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder  # importlib.abc takes longer to import than all of this lane
-from types import ModuleType
 from typing import Any
 
+from qnb.worker.imports import when_imported
 from qnb.worker.inside import progress
 from qnb.worker.tape import voice_here
 
@@ -27,45 +25,7 @@ def watch_imports(whole: bool) -> None:
         return
     _watched.append(True)
     for name in (_STD, _NOTEBOOK) if whole else (_STD,):
-        if name in sys.modules:
-            _change(sys.modules[name])
-        else:
-            sys.meta_path.insert(0, _Finder(name))
-
-
-class _Finder:
-    """Finds one module as all others do, and has it changed once it has been loaded."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
-            loader: Any = _Loader(spec.loader)
-            spec.loader = loader
-        return spec
-
-
-class _Loader:
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _change(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+        when_imported(name, _change)
 
 
 class _Nowhere(io.StringIO):

@@ -15,6 +15,7 @@ from qnb.worker.bars import watch_imports
 from qnb.worker.only import NO_PICKLES
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Mark, Place, Runner
+from qnb.worker.shows import take_displays
 from qnb.worker.tape import WHOLE, Spill, Tape, Voice, take_console
 from qnb.worker.teller import Teller
 
@@ -60,6 +61,7 @@ def main(channel: int, page: int, life: int) -> None:
     voice = Voice(welcome.worker, marks.read, Tape(Spill(1)))
     take_console(voice.tape)
     watch_imports(whole=True)
+    take_displays()
     WHOLE.append(voice)
     serve(welcome, voice, marks.write, send, works)
 

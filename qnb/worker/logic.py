@@ -330,7 +330,7 @@ class WorkerLogic:
         """What a call says that runs."""
         progress = Progress(
             frame.run, [said.index], RUNNING, self.worker, said.started, frame.attempt,
-            said.output, said.offset, said.steps,
+            said.output, said.offset, said.steps, said.displays,
         )  # fmt: skip
         return Tell(progress, frame.reply_to)
 

@@ -23,6 +23,7 @@ from qnb.worker.bars import watch_imports
 from qnb.worker.lane import MARK_BYTES, Page
 from qnb.worker.protocol import Report, Unpacker, Welcome, Work, pack
 from qnb.worker.runner import Place, Runner
+from qnb.worker.shows import share_displays
 from qnb.worker.tape import VOICE, Tape, Voice, last_of_spill, share_console, spill_file
 from qnb.worker.teller import Teller
 
@@ -238,6 +239,7 @@ class ThreadLane:
         with contextlib.suppress(_LeftToItself):
             while (work := self._works.get()) is not None:
                 share_console()
+                share_displays()
                 runner.run(work)
 
     def _note(self, serial: int, index: int, started: float) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from qnb.message import Blob
+from qnb.message import Blob, Display
 
 # A lane keeps this many functions; its worker knows which, because both forget the oldest for each new one.
 FUNCTIONS_KEPT = 500
@@ -49,7 +49,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 class Said(msgspec.Struct, frozen=True, array_like=True):
     """What a call has said that still runs. `output` stands at `offset` of all that it printed.
 
-    `steps` has (done, total, note) when its progress has changed.
+    `steps` has (done, total, note) when its progress has changed; `displays` what it has shown or shown anew.
     """
 
     index: int
@@ -57,6 +57,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     output: str = ""
     offset: int = 0
     steps: tuple[int | float, int | float | None, str] | None = None
+    displays: list[Display] = []
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,7 @@ from typing import Any
 
 from qnb.codec.archives import activate
 from qnb.codec.code import read
+from qnb.codec.displays import left_out, size_of
 from qnb.codec.environment import differences, pip_line
 from qnb.codec.failures import own_failure, pack_failure
 from qnb.codec.functions import Opened, open_function
@@ -23,7 +24,7 @@ from qnb.codec.plain import NO_ARGUMENTS, encode_plain_values
 from qnb.codec.references import REFERRING, decode_referring
 from qnb.codec.signing import OUTCOMES, Signer
 from qnb.errors import CannotUnpickle, SoftTimeout
-from qnb.message import DONE, FAILED, Blob, Failure, Outcomes
+from qnb.message import DONE, FAILED, Blob, Display, Failure, Outcomes
 from qnb.worker.inputs import Inputs
 from qnb.worker.only import NO_PICKLES, find_function
 from qnb.worker.protocol import FUNCTIONS_KEPT, Report, Welcome, Work, remember
@@ -36,6 +37,8 @@ HOLD_SECONDS = 0.1
 HOLD_OUTPUT = 1 << 20
 # Characters that the calls of a run may print in one lane before each keeps only a little.
 MUCH_OUTPUT, LITTLE_OUTPUT = 1 << 24, 2048
+# Bytes of displays that the calls of a run may show in one lane.
+MUCH_SHOWN = 1 << 28
 _RUNS_KEPT = 100
 
 Mark = Callable[[int, int, float], None]  # (serial, index, Unix time): the call that starts now
@@ -80,6 +83,7 @@ class Runner:
         self.voice = voice
         self.teller = teller
         self._heard: dict[str, int] = {}  # characters of output, by run
+        self._shown: dict[str, int] = {}  # bytes of displays, by run
         self._spilling: set[bytes] = set()  # functions whose calls write past Python: looked at after each call
         self.signer = place.signer
         self.mark = mark
@@ -96,6 +100,14 @@ class Runner:
             text = ring.text()
         remember(self._heard, run, heard + len(text), _RUNS_KEPT)
         return text
+
+    def few_enough(self, run: str, displays: list[Display]) -> tuple[list[Display], int]:
+        """The displays of a call and their bytes; of a run that has shown too much, a word instead."""
+        before, size = self._shown.get(run, 0), sum(map(size_of, displays))
+        if before + size > MUCH_SHOWN:
+            return [left_out(displays[0], len(displays), "the run has shown too much")], 100
+        remember(self._shown, run, before + size, _RUNS_KEPT)
+        return displays, size
 
     def function(self, work: Work) -> Callable[..., Any]:
         """The function of a work; CannotUnpickle each time when it cannot be opened here."""
@@ -202,15 +214,21 @@ class Record:
         self.again: list[tuple[int, str]] = []
         self.outputs: dict[int, str] = {}
         self.aside: list[tuple[str, Blob]] = []
+        self.displays: dict[int, list[Display]] = {}
         self._heard = 0
 
     def listen(self, index: int) -> int:
         """The call at `index` has ended, and has printed; how much all of them have so far, of what is kept."""
-        if text := self.runner.voice.tape.take():
-            position = index - self.work.first
+        tape, position = self.runner.voice.tape, index - self.work.first
+        if text := tape.take():
             text = self.runner.within_bounds(self.work.run, self.outputs.get(position, "") + text)
             self.outputs[position] = text
             self._heard += len(text)
+        if tape.shown:
+            shown, size = self.runner.few_enough(self.work.run, tape.shown)
+            self.displays[position] = self.displays.get(position, []) + shown
+            tape.shown = []
+            self._heard += size
         return self._heard
 
     def fail(self, index: int, error: BaseException) -> None:
@@ -266,9 +284,10 @@ class Record:
             times.byteswap()
         first = work.first + start
         outputs = {i - start: text for i, text in self.outputs.items() if start <= i < stop} if self.outputs else {}
+        displays = {i - start: d for i, d in self.displays.items() if start <= i < stop} if self.displays else {}
         outcomes = Outcomes(
             work.run, first, stop - start, states, values, times.tobytes(),
-            self.runner.worker, work.queued_at, work.attempt, failures, outputs, None, self._differs(),
+            self.runner.worker, work.queued_at, work.attempt, failures, outputs, None, self._differs(), displays,
         )  # fmt: skip
         return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
 

@@ -16,7 +16,7 @@ from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
 from qnb.errors import PayloadTooLarge, PublishFailed, QnbError
-from qnb.message import FAILED, Envelope, Frame, Note, Outcomes, Stored
+from qnb.message import FAILED, Display, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_ROOM = "… the output is left out: with it the outcome is larger than a message may be …\n"
+_NO_ROOM_TO_SHOW = Display({"text/plain": "… displays are left out: the outcome is larger than a message may be …"})
 OUTCOME_BYTES = 500 * 1024 * 1024  # a value in Redis may have 512 MiB
 
 
@@ -113,9 +114,11 @@ class Settling:
                     data = self._signer.pack(OUTCOMES, part)
                     self._add_outcome(turn, Stored(part.run, part.first, part.count, data), reply_to)
                 return
-            if outcomes.outputs:  # no call fails for what it has printed
-                data = self._signer.pack(OUTCOMES, replace(outcomes, outputs={0: _NO_ROOM}))
-                stored = Stored(stored.run, stored.first, 1, data)
+            # No call fails for what it has shown or printed.
+            for spare in ({"displays": {0: [_NO_ROOM_TO_SHOW]}}, {"displays": {}, "outputs": {0: _NO_ROOM}}):
+                if len(stored.data) > most and any(getattr(outcomes, name) for name in spare):
+                    data = self._signer.pack(OUTCOMES, replace(outcomes, **spare))
+                    stored = Stored(stored.run, stored.first, 1, data)
             if len(stored.data) > most:
                 stored = self._too_large(stored, outcomes, most)
         turn.store.append(stored)

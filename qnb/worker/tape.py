@@ -12,7 +12,9 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from qnb.codec.displays import Gallery
 from qnb.codec.output import Ring, shown
+from qnb.message import Display
 from qnb.worker.protocol import Work
 
 Steps = tuple[int, int, int | float, int | float | None, str]
@@ -56,11 +58,17 @@ class Spill:
 
 
 class Tape:
-    """The output of one call after another. `parts` is not empty when the call has printed."""
+    """The output of one call after another. `parts` is not empty when the call has printed or shown something.
+
+    `shown` are the displays of the call that was taken last; `after` is done once, when a call has ended.
+    """
 
     def __init__(self, spill: Spill | None = None) -> None:
         self.parts: list[str] = []
         self.spill = spill
+        self.shown: list[Display] = []
+        self.after: Callable[[], None] | None = None
+        self._gallery = Gallery()
         self._room = _ROOM
         self._ring = Ring()
         self._told = 0
@@ -82,6 +90,26 @@ class Tape:
         parts[: len(taken)] = [""]
         self._room = _ROOM
         self._ring.add("".join(taken))
+
+    def show(self, data: dict[str, object], metadata: dict[str, object], id: str = "", update: bool = False) -> None:
+        """What `display` calls. `update`: in the place of what has this id."""
+        with self._lock:
+            self._gather()
+            self._gallery.show(data, metadata, self._ring.length, id, update)
+        self.parts.append("")  # it is looked at
+
+    def _gather(self) -> None:
+        if self.spilled():
+            self._pour()
+        else:
+            self._fold()
+
+    def new_displays(self) -> list[Display]:
+        """What was not told yet of what is shown, as far as it may be told now."""
+        if not self._gallery.fresh:
+            return []
+        with self._lock:
+            return self._gallery.news()
 
     def spilled(self) -> bool:
         """Whether C code or a child has written."""
@@ -106,15 +134,19 @@ class Tape:
 
     def take(self) -> str:
         """The output of the call that has ended; the next begins."""
+        if self.after is not None:
+            after, self.after = self.after, None
+            after()
         with self._lock:
             if self.spilled():
                 self._pour()
             self._fold()
-            text = self._ring.text()
+            length, text = self._ring.length, sound(shown(self._ring.text()))
             self._ring = Ring()
             self._told = 0
+            self.shown = self._gallery.take(length, len(text)) if self._gallery.number else []
             del self.parts[:1]  # what fold has left; another thread may have written since
-        return sound(shown(text))
+        return text
 
 
 def sound(text: str) -> str:

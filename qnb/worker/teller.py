@@ -84,14 +84,15 @@ def hear(voice: Voice) -> tuple[int, Said] | None:
     if voice.seen != (serial, index):
         voice.seen = (serial, index)
         return None
+    displays = voice.tape.new_displays()  # before the text, in which they have their places
     offset, text = voice.tape.news(LIVE_CHARACTERS)
     steps = voice.steps
     if steps is not None and (steps is voice.told or steps[:2] != voice.seen):
         steps = None
-    if voice.where()[:2] != voice.seen or not (text or steps):
+    if voice.where()[:2] != voice.seen or not (text or steps or displays):
         return None
     voice.told = steps or voice.told
-    return serial, Said(index, started, text, offset, steps[2:] if steps else None)
+    return serial, Said(index, started, text, offset, steps[2:] if steps else None, displays)
 
 
 def last_steps(voice: Voice) -> Report | None:

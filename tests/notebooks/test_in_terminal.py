@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import nbformat
@@ -66,13 +67,15 @@ def test_a_batch_is_followed_line_by_line_then_its_table(tmp_path: Path) -> None
     assert str(sum(x * x for x in range(60))) in lines
 
 
-def test_in_a_terminal_progress_stays_in_its_line(tmp_path: Path) -> None:
-    notebook = write(tmp_path, BATCH)
+def in_a_terminal(folder: Path, *command: str, hidden: tuple[str, ...] = ()) -> str:
+    """What a program writes to a terminal of 90 columns; `hidden` libraries cannot be imported there."""
+    for name in hidden:
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not there')")
+    more = environment(folder, COLUMNS="90", LINES="30", TERM="xterm")
+    more["PYTHONPATH"] = os.pathsep.join([str(folder), more["PYTHONPATH"]])
     ours, theirs = pty.openpty()
-    more = environment(tmp_path, COLUMNS="90", LINES="30")
-    child = subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(notebook)], cwd=tmp_path, env=more, stdout=theirs, stderr=theirs
-    )
+    termios.tcsetwinsize(theirs, (30, 90))
+    child = subprocess.Popen([sys.executable, *command], cwd=folder, env=more, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -82,11 +85,66 @@ def test_in_a_terminal_progress_stays_in_its_line(tmp_path: Path) -> None:
         pass  # Linux's way to say that the other end is closed
     finally:
         os.close(ours)
-    assert child.wait(10) == 0
-    updates = re.findall(r"\r(\[[#x>.]{30}\][^\r\n]*)\033\[K", shown.decode())
+    assert child.wait(10) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_in_a_terminal_progress_stays_in_its_line(tmp_path: Path) -> None:
+    notebook = write(tmp_path, BATCH)
+    shown = in_a_terminal(tmp_path, str(PROGRAM), str(notebook), hidden=("rich", "tqdm"))
+    updates = re.findall(r"\r(\[[#x>.]{30}\][^\r\n]*)\033\[K", shown)
     assert len(updates) >= 5
     assert max(map(len, updates)) < 90
-    assert "60 calls" in shown.decode()
+    assert "60 calls" in shown
+
+
+SCRIPT = """
+import time, qnb
+
+def work(n):
+    time.sleep(0.05)
+    if n % 10 == 7:
+        raise ValueError("seven")
+
+if __name__ == "__main__":
+    session = qnb.Session("memory:", workers=2)
+    {wait}
+    session.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "hidden, seen",
+    [
+        ((), r"work\S*  \d+ of 60 · \d+ %"),
+        (("rich",), r"work: +\d+%\|.*\| \d+/60 \[.*\d failed\]"),
+        (("rich", "tqdm"), r"\[[#x>.]{30}\]  \d+ of 60 · \d+ %  .*  \d failed"),
+    ],
+    ids=["rich", "tqdm", "plain"],
+)
+@pytest.mark.parametrize(
+    "wait", ["session.map(work, range(60)).wait(progress=True)", "qnb.show(session.map(work, range(60)))"]
+)
+def test_a_script_shows_progress_with_what_is_installed(
+    tmp_path: Path, hidden: tuple[str, ...], seen: str, wait: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SCRIPT.format(wait=wait))
+    shown = in_a_terminal(tmp_path, str(program), hidden=hidden)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert re.search(seen, plain), plain
+    if not hidden:
+        assert "━" in plain
+        assert re.search(r"● \d+ done   ● \d failed", plain)
+        assert re.search(r"ValueError × \d: seven", plain)
+
+
+def test_a_timeout_of_a_wait_that_shows(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SCRIPT.format(wait="print(session.map(work, range(60)).wait(0.3, progress=True))"))
+    command, env = [sys.executable, str(program)], environment(tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_failing_cell_ends_it_with_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import qnb
+from tests.contract.conftest import until
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_loading_makes_no_session_and_no_file(shell: InteractiveShell, tmp_path:
 
 
 def test_without_a_session_it_says_how_to_connect(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("", "status", "workers", "close"):
+    for command in ("", "status", "workers", "queues", "runs", "events", "results", "cancel", "close"):
         run(shell, f"%qnb {command}")
         assert capsys.readouterr().out.startswith("no session yet: %qnb connect")
 
@@ -157,13 +158,16 @@ def test_help_names_every_command_and_option(shell: InteractiveShell) -> None:
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("%qnb ", ["status", "connect", "brokers", "workers", "queues", "runs", "results", "cancel", "close"]),
+        ("%qnb ", "status connect brokers workers queues runs events results cancel close".split()),  # noqa: SIM905
         ("%qnb c", ["connect", "cancel", "close"]),
         ("x = 1\n%qnb con", ["connect"]),
         ("%qnb connect redis+", ["redis+cluster://", "redis+sentinel://", "redis+socket://"]),
         ("%qnb connect redis://h --", ["--backend", "--workers"]),
         ("%qnb connect redis://h --workers 2 --", ["--backend"]),
         ("%qnb connect --backend sql", ["sqlite:"]),
+        ("%%task ", ["-o", "--retries", "--timeout", "--name"]),
+        ("%%task --t", ["--timeout"]),
+        ("%%task -o x --n", ["--name"]),
     ],
 )
 def test_completion(shell: InteractiveShell, text: str, expected: list[str]) -> None:
@@ -189,12 +193,45 @@ def test_runs_results_and_cancel(shell: InteractiveShell, capsys: pytest.Capture
     assert f"0 calls of {batch.run} cancelled" in capsys.readouterr().out
     shell.run_line_magic("qnb", "results")
     assert "3" in capsys.readouterr().out
+    assert completions(shell, f"%qnb results {batch.run[:4]}") == [batch.run]
+    assert completions(shell, "%qnb cancel ") == [batch.run]
     while batch.run not in session.runs().index:
         session.recorder.close()
     shell.run_line_magic("qnb", "runs")
     assert batch.run in capsys.readouterr().out
     shell.run_line_magic("qnb", "queues")
     assert "qnb" in capsys.readouterr().out
+    shell.run_line_magic("qnb", "events")
+    assert "events.df" in capsys.readouterr().out
+    session.submit(abs, -1).result(20)
+    until(lambda: "task-done" in set(shell.user_ns["events"].df.kind))
+    shell.user_ns["events"].close()
     shell.run_line_magic("qnb", "brokers")
     assert "confirmed publish" in capsys.readouterr().out
     shell.run_line_magic("qnb", "close")
+
+
+def test_task_without_a_notebook(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    """It makes the embedded session; the variables are there before the next cell."""
+    run(shell, "n = 20")
+    run(shell, "%%task --name doubling\nprint('from', n)\nm = 2 * n\nm")
+    said = capsys.readouterr().out.splitlines()
+    future = shell.user_ns["_task"]
+    assert said[0] == f"doubling is sent as {future.id}: ships n (int, {len(pickled(20))} B)"
+    assert said[1] == "session is new: sqlite:///.qnb/qnb.db"
+    assert "m" not in shell.user_ns
+    assert future.result(30)["m"] == 40
+    run(shell, "assert m == 40")
+    assert capsys.readouterr().out.splitlines() == ["doubling is done", "from 20", "40", "m is in the notebook"]
+    shell.user_ns["session"].close()
+
+
+def pickled(value: object) -> bytes:
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(value, 5))
+
+
+def test_help_of_task(shell: InteractiveShell) -> None:
+    text = shell.magics_manager.magics["cell"]["task"].__doc__
+    assert all(word in text for word in ("-o", "--retries", "--timeout", "--name", "_task", "Running the cell again"))

@@ -74,11 +74,93 @@ def test_a_batch_shows_it_in_its_view(kernel: Kernel, tmp_path: Path) -> None:
     kernel.run(f"batch = session.map(talk, [{str(path)!r}]); batch")
 
     def shown(message: Message) -> bool:
-        rows: list[Any] = [row for content in kernel.said(messages=[message]) for row in content.get("rows", [])]
+        state = message["content"].get("data", {}).get("state", {}) if message["msg_type"] == "comm_open" else {}
+        contents = [*kernel.said(messages=[message]), state.get("snapshot", {})]
+        rows: list[Any] = [row for content in contents for row in content.get("rows", [])]
         return any(f"begun {path}"[:30] in row[3] for row in rows)
 
-    kernel.until(shown, 20)
+    if not any(map(shown, kernel.heard)):  # it may begin with that
+        kernel.until(shown, 20)
     path.touch()
     heard = kernel.run("_ = batch.results()")
     assert stdout(heard) == ""
     assert kernel.value("list(batch.df.output)") == [f"begun {path}\nended {path}\n"]
+
+
+SHOW = """
+def show(path):
+    from IPython.display import HTML
+    print("before")
+    display(HTML("<b>first</b>"))
+    print("between")
+    handle = display("working", display_id=True)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    handle.update("worked")
+    print("after")
+"""
+
+
+def shown(messages: list[Message], request: str | None = None) -> list[str]:
+    """What was printed and displayed, in order; of updates what they say."""
+    found = []
+    for message in messages:
+        if request not in (None, message["parent_header"].get("msg_id")):
+            continue
+        kind, content = message["msg_type"], message["content"]
+        if kind == "stream":
+            found += content["text"].splitlines()
+        elif kind in ("display_data", "update_display_data"):
+            data = content["data"]
+            text = data.get("text/html") or ("png" if "image/png" in data else data["text/plain"])
+            found.append(f"{text} again" if kind.startswith("update") else text)
+    return found
+
+
+@pytest.mark.parametrize("waiting", ["future.result()", "await future"])
+def test_displays_are_live_in_the_cell_that_waits(kernel: Kernel, tmp_path: Path, waiting: str) -> None:
+    path = tmp_path / "open"
+    heard = kernel.run(f"{SHOW}\nfuture = session.submit(show, {str(path)!r})")
+    assert shown(heard) == []
+    request = kernel.client.execute(f"_ = {waiting}")
+    before = len(kernel.heard)
+    first = ["before", "<b>first</b>", "between", "'working'"]
+    kernel.until(lambda _: shown(kernel.heard[before:], request) == first, 20)
+    path.touch()
+    wanted = [*first, "'worked' again", "after"]
+    kernel.until(lambda _: sorted(shown(kernel.heard[before:], request)) == sorted(wanted), 20)
+    kernel.listen(0.3)
+    assert sorted(shown(kernel.heard[before:])) == sorted(wanted), "and in no other"
+    assert shown(kernel.run(f"_ = {waiting}")) == [], "it is shown once"
+    assert shown(kernel.run("future.displays[0]; display(future.displays[0])")) == ["<b>first</b>"]
+
+
+def test_a_figure_of_a_task(kernel: Kernel) -> None:
+    code = """
+    def plot():
+        import matplotlib.pyplot as plt
+        print("a figure")
+        plt.plot([1, 2])
+        plt.show()
+    session.submit(plot).result()
+    """
+    assert shown(kernel.run(code, 60)) == ["a figure", "png"]
+
+
+def test_threads_of_the_kernel_show_in_the_cell_that_waits(kernel: Kernel) -> None:
+    kernel.run("here = qnb.Session('memory:shown-in-kernel', key='a key for these tests')")
+    heard = kernel.run("""
+    def show(n):
+        print("one")
+        display(n)
+        import matplotlib.pyplot as plt
+        fig, _ = plt.subplots()
+        display(fig)
+        plt.close(fig)
+        return n
+    future = here.submit(show, 17)
+    """)
+    heard += kernel.run("import concurrent.futures; _ = concurrent.futures.wait([future])")
+    assert shown(heard) == []
+    assert shown(kernel.run("_ = future.result()")) == ["one", "17", "png"]
+    kernel.run("here.close()")

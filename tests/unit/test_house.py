@@ -27,7 +27,7 @@ FLOORS = [
     {"qnb.backends", "qnb.codec", "qnb.registry"},
     {"qnb.monitor"},
     {"qnb.session", "qnb.worker"},
-    {"qnb.notebook", "qnb.cli"},
+    {"qnb.notebook", "qnb.cli", "qnb.pandas", "qnb.joblib"},
 ]
 # Found justified: (importing module, imported module).
 EXCEPTIONS = {
@@ -36,6 +36,7 @@ EXCEPTIONS = {
     # How a Batch is displayed; loaded when it is displayed, and the text fallback needs no IPython.
     ("qnb.session.batch", "qnb.notebook.fallback"),
     ("qnb.session.batch", "qnb.notebook.batch_view"),
+    ("qnb.session.batch", "qnb.notebook.terminal"),
     # `%load_ext qnb` and the names of the package, which are loaded when they are asked for.
     ("qnb", "qnb.notebook.extension"),
 }

@@ -45,6 +45,7 @@ from qnb.message import (
     DONE,
     FAILED,
     Command,
+    Display,
     Event,
     Failure,
     Frame,
@@ -143,7 +144,8 @@ FRAMES = [
 ]
 OUTCOME = Outcomes(
     "a-0", 3, 3, bytes([DONE, FAILED, DONE]), VALUES[0], bytes(48), "w", 1.0, 2,
-    {1: Failure("ValueError", "no", "…", b"pickle")}, {0: "printed"},
+    {1: Failure("ValueError", "no", "…", b"pickle")}, {0: "printed"}, None,
+    {0: [Display({"text/html": "<b>", "image/png": b"png", "a/json": {"a": [1]}}, {"image/png": {}}, 1, 7, "id")]},
 )  # fmt: skip
 PARTS = [bus_parts.ping(b"ticket", "s.me"), bus_parts.pong(b"ticket", "w.x", True, b"info")]
 PARTS += [part for _, part in bus_parts.Outgoing(200).pack([Note("s.me", "outcomes", b"x" * 300)])]
@@ -157,7 +159,10 @@ PARSERS = {
     "calls": Parser(read_calls, PAYLOADS),
     "calls unseen": Parser(read_calls_unseen, PAYLOADS),
     "values": Parser(read_values, VALUES),
-    "Progress": Parser(of(Progress), [encode(Progress("a-0", [1, 2], 2, "w", 1.0))]),
+    "Progress": Parser(of(Progress), [
+        encode(Progress("a-0", [1, 2], 2, "w", 1.0)),
+        encode(Progress("a-0", [1], 2, "w", 1.0, 1, "text", 3, (1, 2, "note"), OUTCOME.displays[0])),
+    ]),
     "Command": Parser(of(Command), [encode(Command("revoke", {"tasks": ["a:1"], "to": None}, "id", "s.a"))]),
     "Reply": Parser(of(Reply), [encode(Reply("id", "w", {"a": [1, {"b": 2.0}]}, None))]),
     "Event": Parser(of(Event), [encode(Event("task-done", 1.0, "w", "a-0", detail={"x": 1}))]),
@@ -343,6 +348,8 @@ def change(message: Any, **fields: Any) -> Any:
         change(OUTCOME, failures={3: Failure("E", "m")}),
         change(OUTCOME, failures={-1: Failure("E", "m")}),
         change(OUTCOME, outputs={7: "x"}),
+        change(OUTCOME, displays={7: OUTCOME.displays[0]}),
+        change(OUTCOME, displays={-1: []}),
         change(OUTCOME, first=-5),
         Progress("a-0", [-1], 2, "w", 1.0),
         Progress("a-0", [2**62], 2, "w", 1.0),
