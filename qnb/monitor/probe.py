@@ -127,8 +127,7 @@ def _delay(trial: _Trial) -> str:
 
 def _priority(trial: _Trial) -> str:
     levels = trial.broker.features.limits.priority_levels
-    for level in range(levels):
-        trial.publish(b"%d" % level, priority=level)
+    trial.broker.publish_many([Envelope(trial.queue, b"%d" % level, "", level) for level in range(levels)])
     consumer = trial.consumer()
     got = [int(delivery.body) for delivery in trial.take(consumer, levels)]
     if got[0] != levels - 1:

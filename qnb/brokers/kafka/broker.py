@@ -146,6 +146,8 @@ class KafkaBroker:
         if len(levels) < 2:
             failed = self._publish(envelopes)
         else:  # the most urgent first, so that nobody sees the others before them
+            # All topics at once: each new one makes the group share its partitions anew.
+            self._topics.ensure(self._names.topic(e.queue, level) for e in envelopes for level in {0, e.priority})
             for level in sorted(levels, reverse=True):
                 failed += self._publish([e for e in envelopes if e.priority == level and e.delay <= 0])
             failed += self._publish([e for e in envelopes if e.delay > 0])
