@@ -31,6 +31,7 @@ from qnb.errors import CannotUnpickle, ConfigurationError
 MOST_BYTES = 64 * 2**20  # of files in an archive
 KEPT_SECONDS = 7 * 86400.0
 PUT_SECONDS = 86400.0  # blobs expire: what is used is put again
+_ROW_SECONDS = 0.0001  # between submits that nothing can have come between, not even the writing of a file
 _BUDGET = 4  # in a row of submits, files are looked at so rarely that looking takes a fifth of the time
 _SKIPPED = ("__pycache__", "node_modules", "venv")
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -106,7 +107,7 @@ class Shipments:
         self._at_home = at_home
         self._all: dict[Path, Shipment] = {}
         self._archives: tuple[Archive, ...] = ()
-        self._next_look = 0.0
+        self._asked = self._next_look = 0.0
         self._lock = threading.Lock()
 
     def add(self, target: Any) -> None:
@@ -129,9 +130,13 @@ class Shipments:
     def current(self, look: bool = False) -> tuple[Archive, ...]:
         """What every function needs now; the same object as before while no file has changed. `look`: at the files,
         however short ago they were looked at."""
-        if self._all and (look or time.monotonic() >= self._next_look):
-            with self._lock:
-                self._look()
+        if self._all:
+            now = time.monotonic()
+            in_a_row = now - self._asked < _ROW_SECONDS
+            self._asked = now
+            if look or not in_a_row or now >= self._next_look:
+                with self._lock:
+                    self._look()
         return self._archives
 
     def _look(self) -> None:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qnb.codec.pickling import _home_pickler, ship_pickler, culprit
+from qnb.codec.pickling import _home_pickler, culprit, ship_pickler
 from qnb.errors import CannotPickle, CannotUnpickle
 
 

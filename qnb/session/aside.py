@@ -13,7 +13,7 @@ from qnb.codec.payloads import PLAIN, encode_columns, encode_pickled
 from qnb.codec.pickling import Apart, dumps, dumps_apart, dumps_small
 from qnb.codec.references import Call, Referable, Reference, dumps_referring, encode_referring
 from qnb.codec.signing import Signer
-from qnb.errors import CannotPickle
+from qnb.errors import CannotPickle, StorageFull
 from qnb.message import Blob
 
 LARGE_BYTES = 4 << 20  # an argument from this size on is put aside
@@ -94,7 +94,12 @@ class Aside:
         if size < SHARED_BYTES:
             return None
         shared = memo.often(value) if memo is not None else self._again(pickled, apart)
-        return put_object(self.store, pickled, apart, shared) if shared or size >= self._large else None
+        if not shared and size < self._large:
+            return None
+        try:
+            return put_object(self.store, pickled, apart, shared)
+        except StorageFull:  # the future of the call is to say so: sending it fails in the same way
+            return None
 
     def _again(self, pickled: bytes, apart: Apart) -> bool:
         """Whether one that looked the same was an argument before: then it may be what many calls share."""

@@ -377,11 +377,10 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
 
 def test_full_disk(tmp_path: Path) -> None:
     with mounted(tmp_path, "1m"), qnb.Session(f"sqlite:///{tmp_path}/t.db", workers=0) as session:
-        big = os.urandom(400_000)
         errors = []
         for _ in range(6):
             try:
-                error = session.submit(len, big).exception(0.5)
+                error = session.submit(len, os.urandom(400_000)).exception(0.5)  # the same twice would be kept once
             except TimeoutError:  # it found room, and there is no worker
                 continue
             errors.append(error)
