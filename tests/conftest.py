@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.services import Services
 
-# How long an example takes is the machine's doing, and several tests run on it at once: what is looked for is what fails.
+# How long an example takes is the machine's doing, and several tests run on it at once.
 settings.register_profile("qnb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("qnb")
 LINES = pytest.StashKey[list[str]]()
