@@ -36,7 +36,7 @@ export class Grid {
 
   constructor(asked: Asked) {
     this.#asked = asked;
-    const head = make("div", "", { role: "rowgroup" }, this.#head);
+    const head = make("div", "qnb-grid-top", { role: "rowgroup" }, this.#head);
     const label = { role: "grid", "aria-label": "Calls", tabindex: "0" };
     this.#scroller = make("div", "qnb-grid", label, head, this.#body);
     this.element = this.#scroller;
