@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from tests.browser.lab import Notebook, Server, open_notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
-CALLS = 240
+CALLS = 600
 START = f"""
 import qnb
 session = qnb.Session(workers=2)
@@ -47,14 +47,15 @@ def restart_from_the_menu(notebook: Notebook) -> None:
     page = notebook.page
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name=re.compile(r"^Restart Kernel…")).click()
-    page.get_by_role("button", name=re.compile("Restart")).last.click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     page.locator(".jp-Dialog").wait_for(state="detached")
     notebook.wait("panel.sessionContext.session?.kernel?.status === 'idle'", 60)
 
 
 def test_the_same_table_goes_on(server: Server, browser: Browser, pictures: Path) -> None:
     cells = [nbformat.v4.new_code_cell(text.strip()) for text in (START, ATTACH, CHECK)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), server.root / "restart.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), server.root / "restart.ipynb")
     with open_notebook(server, browser, "restart.ipynb") as notebook:
         page = notebook.page
         run_cell(notebook, 0)
