@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
+from qnb.codec.kept import told_size
 from qnb.errors import QnbError
 
 if TYPE_CHECKING:
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from qnb.session.session import Session
 
 MAGIC = "qnb"
-COMMANDS = ("status", "connect", "brokers", "workers", "queues", "runs", "events", "results", "cancel", "close")
+COMMANDS = (
+    "status", "connect", "brokers", "workers", "queues", "runs", "events", "schedules", "results", "cancel", "close",
+)  # fmt: skip
 NO_SESSION = "no session yet: %qnb connect makes one with workers here, %qnb connect URL on a broker"
 
 
@@ -38,6 +42,10 @@ class QnbMagics(Magics):
         super().__init__(shell)
         self._shell: Any = shell
         self._connected: Session | None = None
+
+    @property
+    def _in_kernel(self) -> bool:
+        return hasattr(self._shell, "kernel")
 
     @magic_arguments()
     @argument(
@@ -57,7 +65,7 @@ class QnbMagics(Magics):
     @argument("--workers", metavar="N", type=_workers, help="for connect: how many local worker processes to start")
     @line_magic
     def qnb(self, line: str) -> None:
-        """Show the current session, connect another, list its workers, queues and runs, close it.
+        """Show the current session, connect another, list its workers, queues, runs and schedules, close it.
 
         `%qnb` alone shows broker, backend and workers; `brokers` what each broker can do; `events` watches what workers
         do from now on, in the variable `events`; `results` shows a run, and `cancel` stops it.
@@ -96,7 +104,7 @@ class QnbMagics(Magics):
             return
         self._stream = session.events()
         self._shell.push({"events": self._stream}, interactive=True)
-        if not hasattr(self._shell, "kernel"):
+        if not self._in_kernel:
             print("events.df has what workers do from now on; events.close() ends it")
             return
         display(self._stream)
@@ -118,6 +126,11 @@ class QnbMagics(Magics):
         if session is None:
             print(NO_SESSION)
             return
+        if self._in_kernel:
+            from qnb.notebook import queues_view
+
+            queues_view.display(session)
+            return
         queues = list(session.broker.queues())
         if not queues:
             print(f"no queues yet on {_from_here(session.broker_url)}")
@@ -130,7 +143,19 @@ class QnbMagics(Magics):
         if session is None:
             print(NO_SESSION)
             return
+        if self._in_kernel:
+            from qnb.notebook import runs_view
+
+            runs_view.display(session)
+            return
         display(session.runs())
+
+    def _schedules(self, _arguments: argparse.Namespace) -> None:
+        session = _current()
+        if session is None:
+            print(NO_SESSION)
+            return
+        display(session.schedules())
 
     def _results(self, arguments: argparse.Namespace) -> None:
         batch = self._batch(arguments)
@@ -198,7 +223,14 @@ def status_text(session: Session) -> str:
         "queue": session.queue,
         "workers": running,
     }
+    if (room := getattr(session.backend, "room", None)) is not None:
+        lines["on disk"] = room_text(*room)
     return "\n".join(f"{name:<9}{value}" for name, value in lines.items())
+
+
+def room_text(taken: int, most: float) -> str:
+    """What a file of results takes, and may take."""
+    return told_size(taken) if most == math.inf else f"{told_size(taken)} of {told_size(most)} at most"
 
 
 def _from_here(url: str) -> str:

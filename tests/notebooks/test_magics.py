@@ -88,7 +88,7 @@ def test_loading_makes_no_session_and_no_file(shell: InteractiveShell, tmp_path:
 
 
 def test_without_a_session_it_says_how_to_connect(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("", "status", "workers", "queues", "runs", "events", "results", "cancel", "close"):
+    for command in ("", "status", "workers", "queues", "runs", "events", "schedules", "results", "cancel", "close"):
         run(shell, f"%qnb {command}")
         assert capsys.readouterr().out.startswith("no session yet: %qnb connect")
 
@@ -158,7 +158,7 @@ def test_help_names_every_command_and_option(shell: InteractiveShell) -> None:
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("%qnb ", "status connect brokers workers queues runs events results cancel close".split()),  # noqa: SIM905
+        ("%qnb ", "status connect brokers workers queues runs events schedules results cancel close".split()),  # noqa: SIM905
         ("%qnb c", ["connect", "cancel", "close"]),
         ("x = 1\n%qnb con", ["connect"]),
         ("%qnb connect redis+", ["redis+cluster://", "redis+sentinel://", "redis+socket://"]),
