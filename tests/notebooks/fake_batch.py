@@ -114,7 +114,7 @@ class FakeBatch:
             if index % 5 == 0:
                 self.data.outputs[index] = f"simulating {index}\n" * 3
         elif code == FAILED:
-            kind = list(MESSAGES)[index % 7 == 0]
+            kind = list(MESSAGES)[index % 7 == 6]
             traceback = TRACEBACK.format(kind=kind, message=MESSAGES[kind])
             self.data.failures[index] = Failure(kind, MESSAGES[kind], traceback)
 
