@@ -7,7 +7,6 @@ import pytest
 
 from tests.notebooks.kernel import Kernel, start_kernel
 
-
 LEAVE = """
 from qnb.notebook.stage import STAGE
 for view in STAGE.views():

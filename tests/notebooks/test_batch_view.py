@@ -33,8 +33,10 @@ def test_a_view_that_is_ready_is_told_everything(kernel: Kernel) -> None:
     part = answer["content"]["data"]["content"]["rows"]
     assert part["parameters"] == [["seed", True], ["density", True], ["side", False]]
     assert array.array("d", bytes(answer["buffers"][6]))[:3].tolist() == pytest.approx([0.4, 0.41, 0.42])
-    texts = {(place, index): text for place, indices, said in part["texts"] for index, text in zip(indices, said)}
-    assert (texts[2, 0], texts[2, 1], texts[-1, 50]) == ("'left'", "'right'", "ValueError: seed must be positive, got -3")
+    told = part["texts"]
+    texts = {(place, index): text for place, indices, said in told for index, text in zip(indices, said, strict=True)}
+    assert (texts[2, 0], texts[2, 1]) == ("'left'", "'right'")
+    assert texts[-1, 50] == "ValueError: seed must be positive, got -3"
     assert texts[-1, 1].startswith("{'crossed': False, ")
     kernel.run("batch.finish()")
 

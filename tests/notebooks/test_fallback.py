@@ -14,7 +14,7 @@ import pytest
 from qnb.notebook import words
 from qnb.notebook.failures import GroupedFailures
 from qnb.notebook.fallback import batch_html, batch_text, snapshot_text
-from qnb.notebook.snapshot import Row, short, take
+from qnb.notebook.snapshot import short, take
 from tests.notebooks.fake_batch import FakeBatch
 
 CASES = json.loads((Path(__file__).parents[2] / "widgets/tests/words.json").read_text())
