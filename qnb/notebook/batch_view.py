@@ -7,6 +7,7 @@ and text of the last state, which outlive the kernel.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from qnb.notebook.detail import detail, example
@@ -52,20 +53,22 @@ class BatchView(LiveView):
         return {"kind": "snapshot", "seq": 0, **self._take().wire()}
 
     def whole(self) -> tuple[Message, Buffers]:
-        head = self._take()  # before the rows: who is told that all is over has the last outcome too
+        over = self.batch.over  # before the rows: who is told that all is over has the last outcome too
         rows, buffers = self._rows.whole()
+        head = self._take(over)
         self._failures_sent, self._over_sent = head.failures, head.over
         return {**head.wire(), "rows": rows}, buffers
 
     def news(self) -> tuple[Message, Buffers] | None:
-        head = self._take()
+        over = self.batch.over
+        part = self._rows.changes() if self._rows.begun else None
+        head = self._take(over)
         message = {"kind": "delta", **pulse(head)}
         if self._failures_sent != head.failures:
             message["failures"] = [list(group) for group in head.failures]
         if head.over != self._over_sent:
             message["over"] = head.over
         self._failures_sent, self._over_sent = head.failures, head.over
-        part = self._rows.changes() if self._rows.begun else None
         return (message, []) if part is None else ({**message, "rows": part[0]}, part[1])
 
     def pulse(self) -> Message:
@@ -83,8 +86,10 @@ class BatchView(LiveView):
     def release(self) -> None:
         self._forget()
 
-    def _take(self) -> Snapshot:
-        return take(self.batch, self._failures.groups(), rows=False)
+    def _take(self, over: bool | None = None) -> Snapshot:
+        counts = self._rows.counts()
+        head = take(self.batch, self._failures.groups(counts), counts, rows=False)
+        return head if over is None else replace(head, over=over)
 
     # What a view can ask -------------------------------------------------------------------------------------
 

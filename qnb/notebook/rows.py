@@ -11,17 +11,17 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qnb.message import DONE, FAILED, LOST, RUNNING
+from qnb.message import DONE, FAILED, LOST, RUNNING, STATES
 from qnb.notebook.snapshot import BatchLike, saying, short
 from qnb.session.frame import short as short_repr
 
 RESULT = -1
 # Seconds of one core that text may take a turn: while calls end by the thousand, and while nothing else is to do.
-BUSY_SECONDS, QUIET_SECONDS = 0.0008, 0.02
+BUSY_SECONDS, QUIET_SECONDS = 0.0005, 0.02
 # Of running calls, how many tell how far they are.
 SAYING = 32
 _EXACT = 2**53
-_CHUNK = 32
+_CHUNK = 16
 Texts = list[list[Any]]
 Part = tuple[dict[str, Any], list[Any]]
 
@@ -37,6 +37,7 @@ class Rows:
         self._count = len(batch)
         self._states: Any = None
         self._attempts: Any = None
+        self._counts: Any = None
         self._workers = 0
         self._numbers = [_numbers(numpy, values) for _, values in batch.parameters]
         self._text_columns = [place for place, numbers in enumerate(self._numbers) if numbers is None]
@@ -54,9 +55,19 @@ class Rows:
         """Whether text is still to be sent."""
         return bool(self._waiting) or (self._next_parameters < self._count and bool(self._text_columns))
 
+    def counts(self) -> dict[str, int]:
+        """How many calls are in each state, as of the rows that were sent last, or of now when none were."""
+        if self._counts is None:
+            return dict(zip(STATES, self._count_states(self._batch.data.states).tolist(), strict=True))
+        return dict(zip(STATES, self._counts.tolist(), strict=True))
+
+    def _count_states(self, states: Any) -> Any:
+        return self._np.bincount(self._np.frombuffer(bytes(states), dtype="u1"), minlength=len(STATES))
+
     def whole(self) -> Part:
         """All rows: numbers now, text as it comes."""
         self._remember()
+        self._counts = self._count_states(self._states)
         self._next_parameters, self._workers = 0, 0
         self._waiting.clear()
         self._said.clear()
@@ -69,6 +80,7 @@ class Rows:
         before = self._states, self._attempts
         self._remember()
         changed = self._np.flatnonzero((self._states != before[0]) | (self._attempts != before[1]))
+        self._counts += self._count_states(self._states[changed]) - self._count_states(before[0][changed])
         if not len(changed) and not self.behind:
             says = self._says()
             return ({"count": 0, "numbers": False, "texts": says, "index": True}, []) if says else None
@@ -101,7 +113,7 @@ class Rows:
         values = data.values if index is None else [data.values[place] for place in places]
         results = _numbers(np, values, some=True)
         if results is None:
-            self._waiting.extend(place for place, state in zip(places, states.tolist(), strict=True) if state >= DONE)
+            self._waiting.extend(self._among(index, states >= DONE))
         else:
             columns.append(results)
             self._waiting.extend(self._among(index, (states == FAILED) | (states == LOST)))

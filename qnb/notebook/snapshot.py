@@ -136,13 +136,19 @@ def pulse(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def take(batch: BatchLike, failures: Sequence[tuple[str, int, str]] | None = None, rows: bool = True) -> Snapshot:
-    """The batch as it is now. `failures` spares grouping them anew where they are known; `rows` may be left out."""
+def take(
+    batch: BatchLike,
+    failures: Sequence[tuple[str, int, str]] | None = None,
+    counts: Mapping[str, int] | None = None,
+    rows: bool = True,
+) -> Snapshot:
+    """The batch as it is now. `failures` and `counts` spare finding them anew where they are known; `rows` may be left
+    out."""
     over = batch.over  # first: whoever sees it true must see the last outcome too
     now = time.time()
     finished = batch.finished_at if over else None
     parameters = tuple(batch.columns[:-OUTCOME_COLUMNS])
-    counts = dict(batch.counts)
+    counts = dict(batch.counts) if counts is None else counts
     if failures is None:
         failures = batch.failures_grouped() if counts.get("failed") or counts.get("lost") else ()
     return Snapshot(

@@ -7,6 +7,13 @@ import pytest
 
 from tests.notebooks.kernel import Kernel, start_kernel
 
+LEAVE = """
+from qnb.notebook.stage import STAGE
+for view in STAGE.views():
+    view.freed.set()
+STAGE.wake()
+"""
+
 
 @pytest.fixture(scope="module")
 def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
@@ -18,8 +25,9 @@ def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 
 @pytest.fixture
 def kernel(shared_kernel: Kernel) -> Kernel:
-    """The shared kernel, with nothing left to hear."""
-    shared_kernel.listen(0.1)
+    """The shared kernel, with nothing on stage and nothing left to hear."""
+    shared_kernel.run(LEAVE)
+    shared_kernel.listen(0.3)
     shared_kernel.heard.clear()
     return shared_kernel
 

@@ -39,16 +39,13 @@ class FakeBatch:
         ]
         self.data = Columns(total)
         self.data.queue(0, total, self.created_at, QUEUED)
+        self.counts: Counter[str] = Counter({"queued": total})
         self._recent: deque[int] = deque(maxlen=64)
         self._failing, self._lanes = failing, lanes
         self._callbacks: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return self.data.count
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter({name: self.data.states.count(code) for code, name in enumerate(STATES)})
 
     @property
     def columns(self) -> list[str]:
@@ -59,7 +56,7 @@ class FakeBatch:
         return self._ended() == len(self)
 
     def _ended(self) -> int:
-        return sum(self.data.states.count(code) for code in range(DONE, len(STATES)))
+        return sum(self.counts[state] for state in STATES[DONE:])
 
     @property
     def listeners(self) -> int:
@@ -102,6 +99,8 @@ class FakeBatch:
                 data.finished[index] = now
                 self._recent.append(index)
                 self._end(index, code)
+            self.counts[STATES[data.states[index]]] -= 1
+            self.counts[state] += 1
             data.states[index] = code
         if self.over:
             self.finished_at = now
@@ -114,7 +113,7 @@ class FakeBatch:
             if index % 5 == 0:
                 self.data.outputs[index] = f"simulating {index}\n" * 3
         elif code == FAILED:
-            kind = list(MESSAGES)[index % 7 == 0]
+            kind = list(MESSAGES)[index % 7 == 6]
             traceback = TRACEBACK.format(kind=kind, message=MESSAGES[kind])
             self.data.failures[index] = Failure(kind, MESSAGES[kind], traceback)
 

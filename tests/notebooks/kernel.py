@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import queue
@@ -73,11 +74,34 @@ class Kernel:
         comm: str = opened[-1]["content"]["comm_id"]
         return comm
 
+    def ready(self, view: str = "a") -> Message:
+        """A view of the batch shown last tells that it is there; the whole state that answers it."""
+        self.send(self.widget(), {"kind": "ready", "view": view, "n": 0})
+        return self.until(lambda m: bool(self.said("snapshot", [m])))
+
+    def ask(self, what: str, **argument: Any) -> Any:
+        """What the batch shown last answers a view; an error is raised here."""
+        self.send(self.widget(), {"kind": "ask", "id": "1", "what": what, "with": argument})
+        [answer] = self.said("answer", [self.until(lambda m: bool(self.said("answer", [m])))])
+        assert answer["ok"], answer["value"]
+        return answer["value"]
+
     def said(self, kind: str | None = None, messages: list[Message] | None = None) -> list[Message]:
         """The contents of the batch widgets' own messages, of one kind or all."""
         found = [m for m in (self.heard if messages is None else messages) if m["msg_type"] == "comm_msg"]
         contents = [m["content"]["data"].get("content") or {} for m in found]
         return [content for content in contents if content and kind in (None, content["kind"])]
+
+
+def rows(message: Message) -> dict[int, tuple[int, int, float, float]]:
+    """Of a message with rows: call number → state, attempts, start and end."""
+    part = message["content"]["data"]["content"].get("rows") or {"count": 0}
+    if not part["count"]:
+        return {}
+    buffers = [bytes(buffer) for buffer in message["buffers"]]
+    index = array.array("I", buffers.pop(0)) if part["index"] else range(part["count"])
+    starts, ends = array.array("d", buffers[3]), array.array("d", buffers[4])
+    return dict(zip(index, zip(buffers[0], buffers[1], starts, ends, strict=True), strict=True))
 
 
 def times(messages: list[Message]) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import array
+
 import pytest
 
-from tests.notebooks.kernel import WIDGET, Kernel, Message, times
+from tests.notebooks.kernel import WIDGET, Kernel, Message, rows, times
 
 
 def outputs(messages: list[Message], kind: str = "display_data") -> list[Message]:
@@ -19,30 +21,77 @@ def test_the_first_output_has_widget_html_and_text(kernel: Kernel) -> None:
     assert "0 of 200" in output["data"]["text/html"]
     state = next(m for m in kernel.heard if m["content"].get("comm_id") == kernel.widget())["content"]["data"]["state"]
     assert state["snapshot"]["total"] == 200
-    assert [row[0] for row in state["snapshot"]["rows"]] == list(range(8))
+    assert f"qnb-live-{state['key']}" in output["data"]["text/html"]
     kernel.run("batch.finish()")
 
 
-def test_at_the_end_the_output_is_html_and_text_and_the_widget_is_gone(kernel: Kernel) -> None:
+def test_a_view_that_is_ready_is_told_everything(kernel: Kernel) -> None:
+    kernel.run("batch = FakeBatch(200); batch.move(range(50), 'done'); batch.move([50], 'failed'); batch")
+    answer = kernel.ready()
+    table = rows(answer)
+    assert [table[index][0] for index in (0, 50, 51)] == [4, 5, 1]
+    part = answer["content"]["data"]["content"]["rows"]
+    assert part["parameters"] == [["seed", True], ["density", True], ["side", False]]
+    assert array.array("d", bytes(answer["buffers"][6]))[:3].tolist() == pytest.approx([0.4, 0.41, 0.42])
+    told = part["texts"]
+    texts = {(place, index): text for place, indices, said in told for index, text in zip(indices, said, strict=True)}
+    assert (texts[2, 0], texts[2, 1]) == ("'left'", "'right'")
+    assert texts[-1, 50] == "ValueError: seed must be positive, got -3"
+    assert texts[-1, 1].startswith("{'crossed': False, ")
+    kernel.run("batch.finish()")
+
+
+def test_a_page_of_jupyter_has_html_in_its_outputs_from_then_on(kernel: Kernel) -> None:
+    """Whatever is saved then, and whenever, needs no kernel and no widget."""
+    [output] = outputs(kernel.run("batch = FakeBatch(200); batch"))
+    kernel.send(kernel.widget(), {"kind": "ready", "view": "a", "n": 0, "swap": True})
+    update = kernel.until(lambda m: m["msg_type"] == "update_display_data")["content"]
+    assert update["transient"] == output["transient"]
+    assert set(update["data"]) == {"text/html", "text/plain"}
+    assert "qnb-live-" in update["data"]["text/html"]
+    kernel.run("batch.finish()")
+
+
+def test_at_the_end_the_output_is_html_and_text(kernel: Kernel) -> None:
     [output] = outputs(kernel.run("batch = FakeBatch(200).play(0.5); batch"))
     update = kernel.until(lambda m: m["msg_type"] == "update_display_data")["content"]
     assert update["transient"] == output["transient"]
     assert set(update["data"]) == {"text/html", "text/plain"}
     assert "200 calls" in update["data"]["text/plain"]
     assert "<script" not in update["data"]["text/html"]
-    closed = [m for m in kernel.listen(3.0) if m["msg_type"] == "comm_close"]
+
+
+def test_a_widget_that_nobody_looks_at_goes_when_all_is_over(kernel: Kernel) -> None:
+    kernel.run("batch = FakeBatch(20).play(0.1); batch")
+    closed = [m for m in kernel.listen(7.0) if m["msg_type"] == "comm_close"]
     opened = [m for m in kernel.heard if m["msg_type"] == "comm_open"]
     assert {m["content"]["comm_id"] for m in closed} >= {m["content"]["comm_id"] for m in opened}
+    assert kernel.value("batch.listeners") == 0
 
 
-def test_the_last_the_view_hears_is_the_whole_final_state(kernel: Kernel) -> None:
+def test_a_view_that_is_looked_at_stays_when_all_is_over(kernel: Kernel) -> None:
+    """Its rows can still be opened."""
+    kernel.run("batch = FakeBatch(20, failing=1).play(0.1); batch")
+    kernel.ready()
+    assert not [m for m in kernel.listen(6.0) if m["msg_type"] == "comm_close"]
+    detail = kernel.ask("example", kind="ValueError")
+    assert detail["arguments"] == [["seed", "0"], ["density", "0.4"], ["side", "'left'"]]
+    assert "line 4, in simulate" in detail["traceback"]
+    assert (detail["state"], detail["worker"], len(detail["times"])) == ("failed", "here-0", 3)
+    kernel.send(kernel.widget(), {"kind": "gone", "view": "a", "n": 1})
+    kernel.until(lambda m: m["msg_type"] == "comm_close", 7)
+
+
+def test_the_last_the_view_hears_is_the_end(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(30, failing=1).play(0.3); batch")
-    kernel.until(lambda m: m["msg_type"] == "update_display_data")
-    states = [m["content"]["data"].get("state", {}) for m in kernel.heard if m["msg_type"] == "comm_msg"]
-    [final] = [state["snapshot"] for state in states if "snapshot" in state]
-    assert (final["kind"], final["over"], final["counts"][5]) == ("snapshot", True, 30)
-    assert final["failures"][0][:2] == ["ValueError", 26]
-    assert final["seq"] > max(message["seq"] for message in kernel.said("delta"))
+    kernel.ready()
+    last = kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
+    final = kernel.said("delta", [last])[0]
+    assert final["counts"][5] == 30
+    known = {index: row for m in kernel.heard if kernel.said(messages=[m]) for index, row in rows(m).items()}
+    assert {row[0] for row in known.values()} == {5}
+    groups = [said["failures"] for said in kernel.said("delta") if "failures" in said] + [final.get("failures")]
+    assert ["ValueError", 26, "seed must be positive, got -3"] in [group for some in groups if some for group in some]
 
 
 def test_at_most_ten_messages_a_second(kernel: Kernel) -> None:
@@ -56,17 +105,14 @@ def test_at_most_ten_messages_a_second(kernel: Kernel) -> None:
 
 def test_numbers_have_no_gap_and_rows_are_sent_once(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(300).play(1.5); batch")
-    kernel.until(lambda m: m["msg_type"] == "update_display_data")
-    deltas = kernel.said("delta")
-    assert [message["seq"] for message in deltas] == list(range(1, len(deltas) + 1))
-    known: set[int] = set(range(8))
-    ended: list[int] = []
-    for message in deltas:
-        known |= {row[0] for row in message["rows"]}
-        ended += [row[0] for row in message["rows"] if row[1] == 4]
-        assert set(message["order"]) <= known
-        assert message["order"] == sorted(message["order"])
+    kernel.ready()
+    kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
+    deltas = [m for m in kernel.heard if kernel.said("delta", [m])]
+    numbers = [kernel.said("delta", [m])[0]["seq"] for m in deltas]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    ended = [index for m in deltas for index, row in rows(m).items() if row[0] == 4]
     assert len(ended) == len(set(ended))
+    assert len(ended) > 250
 
 
 def test_the_kernel_goes_on(kernel: Kernel) -> None:
@@ -84,7 +130,10 @@ def test_a_cell_that_blocks_is_drawn_meanwhile(kernel: Kernel) -> None:
 
 
 def test_ten_thousand_updates_cost_little(kernel: Kernel) -> None:
-    kernel.run("import qnb.notebook.stage as stage\nbatch = FakeBatch(10_001, failing=0.1); batch")
+    """Of CPU on the thread that draws, while a view of 100,000 rows with text results is looked at."""
+    kernel.run("import qnb.notebook.stage as stage\nbatch = FakeBatch(100_001, failing=0.1); batch")
+    kernel.ready()
+    kernel.until(lambda m: kernel.said("delta", [m]) == [] and kernel.said("beat", [m]) != [], 30)  # all text is there
     code = """
 clock = time.pthread_getcpuclockid(stage.STAGE._thread.ident)
 before, begun = time.clock_gettime(clock), time.perf_counter()
@@ -96,15 +145,26 @@ cost = time.clock_gettime(clock) - before
 """
     kernel.run(code)
     assert kernel.value("cost") < 0.030
-    kernel.run("batch.finish()")
+    kernel.run("batch.cancel()")
+    kernel.send(kernel.widget(), {"kind": "gone", "view": "a", "n": 1})
+
+
+def test_what_is_shown_is_asked_for(kernel: Kernel) -> None:
+    """Text follows as there is time, and does not keep a view waiting for what it looks at."""
+    kernel.run("batch = FakeBatch(50_000); batch.move(range(50_000), 'done'); batch")
+    kernel.ready()
+    texts = kernel.ask("texts", indices=[49_998, 49_999])
+    assert texts[0] == [2, [49_998, 49_999], ["'left'", "'right'"]]
+    assert texts[1][:2] == [-1, [49_998, 49_999]]
+    kernel.send(kernel.widget(), {"kind": "gone", "view": "a", "n": 1})
 
 
 def test_nothing_is_drawn_while_nothing_changes(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(10); batch")
+    kernel.ready()
     kernel.listen(0.5)
     quiet = kernel.listen(5)
-    assert [message["kind"] for message in kernel.said(messages=quiet)] == ["beat", "beat"]
-    assert not kernel.said("delta", quiet)
+    assert {message["kind"] for message in kernel.said(messages=quiet)} == {"beat"}
     kernel.run("batch.finish()")
 
 
@@ -113,20 +173,21 @@ def test_ready_and_resync_are_answered_with_everything(kernel: Kernel) -> None:
     for message in ({"kind": "ready", "view": "a"}, {"kind": "resync"}):
         kernel.send(kernel.widget(), message)
         answer = kernel.until(lambda m: bool(kernel.said("snapshot", [m])))
-        assert kernel.said("snapshot", [answer])[0]["total"] == 10
+        assert len(rows(answer)) == 10
     kernel.run("batch.finish()")
 
 
 def test_hidden_and_closed_views_are_sent_nothing(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(10_000).play(30); batch")
     comm = kernel.widget()
-    for kind in ("ready", "hidden"):
-        kernel.send(comm, {"kind": kind, "view": "a"})
+    kernel.ready()
+    kernel.send(comm, {"kind": "hidden", "view": "a", "n": 1})
     kernel.listen(0.5)
     assert not kernel.said(messages=kernel.listen(2.5))
-    kernel.send(comm, {"kind": "shown", "view": "a"})
-    kernel.until(lambda m: bool(kernel.said("snapshot", [m])))
-    kernel.send(comm, {"kind": "gone", "view": "a"})
+    kernel.send(comm, {"kind": "shown", "view": "a", "n": 2})
+    news = kernel.until(lambda m: bool(kernel.said("delta", [m])))
+    assert len(rows(news)) > 500  # what has happened meanwhile
+    kernel.send(comm, {"kind": "gone", "view": "a", "n": 3})
     kernel.listen(0.5)
     assert not kernel.said(messages=kernel.listen(2.5))
     kernel.run("batch.finish()")
@@ -156,11 +217,35 @@ def test_the_word_of_a_view_that_was_overtaken_counts_no_more(kernel: Kernel) ->
 
 def test_cancel_is_acknowledged_and_done(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(50).play(60); batch")
-    kernel.send(kernel.widget(), {"kind": "cancel", "id": "7"})
+    kernel.send(kernel.widget(), {"kind": "ask", "id": "7", "what": "cancel", "with": {}})
     kernel.until(lambda m: {"kind": "ack", "id": "7"} in kernel.said(messages=[m]), 1.5)
-    kernel.listen(0.3)
+    [answer] = kernel.said("answer", [kernel.until(lambda m: bool(kernel.said("answer", [m])))])
+    assert (answer["id"], answer["ok"], answer["value"]) == ("7", True, "49 calls cancelled")
     assert kernel.value("(batch.cancels, batch.counts['cancelled'])") == (1, 49)
     kernel.run("batch.finish()")
+
+
+def test_what_cannot_be_done_is_answered_in_words(kernel: Kernel) -> None:
+    kernel.run("batch = FakeBatch(5); batch")
+    for what, argument, words in (("detail", {"index": 5}, "IndexError"), ("draw", {}, "cannot be asked")):
+        kernel.send(kernel.widget(), {"kind": "ask", "id": "8", "what": what, "with": argument})
+        [answer] = kernel.said("answer", [kernel.until(lambda m: bool(kernel.said("answer", [m])))])
+        assert not answer["ok"]
+        assert words in answer["value"]
+    kernel.run("batch.finish()")
+
+
+def test_a_second_try_has_a_view_of_its_own(kernel: Kernel) -> None:
+    kernel.run("batch = FakeBatch(9); batch.move(range(9), 'failed'); batch")
+    kernel.ready()
+    first = kernel.widget()
+    again = kernel.ask("retry")
+    assert again["calls"] == 9
+    assert kernel.widget() != first
+    kernel.ready("b")
+    kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
+    for comm, view in ((first, "a"), (kernel.widget(), "b")):
+        kernel.send(comm, {"kind": "gone", "view": view, "n": 1})
 
 
 def test_showing_twice_is_one_widget_and_two_outputs(kernel: Kernel) -> None:
@@ -171,10 +256,13 @@ def test_showing_twice_is_one_widget_and_two_outputs(kernel: Kernel) -> None:
     assert [output["transient"] for output in updated] == [output["transient"] for output in shown]
 
 
-def test_a_batch_that_is_over_is_shown_without_a_widget(kernel: Kernel) -> None:
-    [output] = outputs(kernel.run("batch = FakeBatch(10); batch.finish(); batch"))
-    assert set(output["data"]) == {"text/html", "text/plain"}
-    assert not [m for m in kernel.heard if m["msg_type"] == "comm_open"]
+def test_a_batch_that_is_over_is_live_too(kernel: Kernel) -> None:
+    """Its table can be sorted and its rows opened; whoever has no browser sees the end at once."""
+    heard = kernel.run("batch = FakeBatch(10); batch.finish(); batch")
+    [update] = outputs(heard, "update_display_data")
+    assert set(update["data"]) == {"text/html", "text/plain"}
+    assert len(rows(kernel.ready())) == 10
+    kernel.send(kernel.widget(), {"kind": "gone", "view": "a", "n": 1})
 
 
 def test_a_cell_that_waits_ends_with_its_final_output(kernel: Kernel) -> None:
@@ -194,17 +282,17 @@ def test_capture_in_another_cell_swallows_nothing(kernel: Kernel) -> None:
 def test_two_hundred_cells_leave_nothing_behind(kernel: Kernel) -> None:
     counts = "from comm import get_comm_manager\nimport gc, ipywidgets\n"
     kernel.run(counts + "def count(): return len(get_comm_manager().comms), threading.active_count()")
-    kernel.listen(3)
+    kernel.listen(7)
     before = kernel.value("count()")
     for _ in range(200):
         kernel.run("batch = FakeBatch(4); batch")
         kernel.run("batch.finish()")
         kernel.heard.clear()
-    kernel.listen(3)
+    kernel.listen(7)
     comms, threads = kernel.value("count()")
     assert (comms, threads) <= before
     assert kernel.value("batch.listeners") == 0
-    kernel.run("from qnb.notebook.batch_view import BatchView, STAGE\nfrom ipywidgets import Widget")
+    kernel.run("from qnb.notebook.stage import STAGE\nfrom ipywidgets import Widget")
     assert kernel.value("(STAGE.views(), len(ipywidgets.widgets.widget._instances))") == ([], 0)
 
 
@@ -219,7 +307,7 @@ def test_a_kernel_that_ends_leaves_the_last_state(fresh_kernel: Kernel) -> None:
 
 def test_a_batch_whose_views_fail_does_not_hurt_the_others(fresh_kernel: Kernel) -> None:
     fresh_kernel.run("good, bad = FakeBatch(10), FakeBatch(10)\ndisplay(bad, good)")
-    fresh_kernel.run("bad.rows = None; bad.move([0], 'running')")
+    fresh_kernel.run("bad.rate = None; bad.move([0], 'running')")
     fresh_kernel.listen(0.5)
     fresh_kernel.heard.clear()
     fresh_kernel.run("good.move([0], 'running')")

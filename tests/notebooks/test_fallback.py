@@ -14,7 +14,7 @@ import pytest
 from qnb.notebook import words
 from qnb.notebook.failures import GroupedFailures
 from qnb.notebook.fallback import batch_html, batch_text, snapshot_text
-from qnb.notebook.snapshot import Row, short, take
+from qnb.notebook.snapshot import short, take
 from tests.notebooks.fake_batch import FakeBatch
 
 CASES = json.loads((Path(__file__).parents[2] / "widgets/tests/words.json").read_text())
@@ -47,7 +47,7 @@ def test_text_has_name_bar_counts_failures_and_rows() -> None:
     assert lines[0].startswith("simulate  48 of 100 · 48 %  ")
     assert lines[1] == "[##################x>....................]  45 done  3 failed  2 running  50 queued"
     assert lines[2] == "ValueError × 3: seed must be positive, got -3"
-    assert lines[3].split() == ["call", "seed", "density", "result", "state", "time", "worker"]
+    assert lines[3].split() == ["call", "seed", "density", "side", "result", "state", "time", "worker"]
     assert len(lines) == 4 + 8 + 1
     assert lines[-1] == "8 of 100 rows, the last that changed"
 
@@ -121,16 +121,9 @@ def test_values_of_any_kind_become_short_cells() -> None:
     row = batch.rows([0])[0]
     batch.rows = lambda _: [row | {"seed": Unprintable(), "density": 1 / 3}]  # type: ignore[method-assign]
     [shown] = take(batch).rows
-    assert shown.parameters == ("<Unprintable: its repr raised RuntimeError>", "0.333333")
+    assert shown.parameters == ("<Unprintable: its repr raised RuntimeError>", "0.333333", "'left'")
     assert short("a\n b   c", 10) == "a b c"
     assert short("x" * 99, 10) == "x" * 9 + "…"
-
-
-def test_a_running_row_is_not_news_by_its_clock_alone() -> None:
-    row = Row(1, "running", ("1",), "", 1.0, 1, "here")
-    assert Row(1, "running", ("1",), "", 9.0, 1, "here").same_as(row)
-    assert not Row(1, "done", ("1",), "2", 9.0, 1, "here").same_as(row)
-    assert not Row(1, "running", ("1",), "", 9.0, 2, "here").same_as(row)
 
 
 def test_failures_are_grouped_when_there_are_new_ones() -> None:

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import batch from "../src/batch";
-import { FakeModel, delta, row, snapshot } from "./fakes";
+import { FakeModel, delta, ended3, rows, snapshot } from "./fakes";
 
 beforeEach(() => void vi.useFakeTimers());
 afterEach(() => {
@@ -18,8 +18,22 @@ function open(model: FakeModel): { element: HTMLElement; close: () => void; disp
   return { element: el, close, dispose };
 }
 
+/** A view that has its rows. */
+async function whole(changes: object = {}): Promise<{ model: FakeModel; element: HTMLElement; close: () => void; dispose: () => void }> {
+  const model = new FakeModel(snapshot());
+  const opened = open(model);
+  const [wire, buffers] = rows();
+  model.tell(snapshot({ rows: wire, ...changes }), buffers);
+  await drawn();
+  return { model, ...opened };
+}
+
 function texts(element: Element, selector: string): string[] {
   return Array.from(element.querySelectorAll(selector), (found) => found.textContent ?? "");
+}
+
+function named(element: Element, name: string): HTMLElement {
+  return [...element.querySelectorAll<HTMLElement>("button, summary")].find((found) => found.textContent === name)!;
 }
 
 /** Let the next frame be drawn. */
@@ -27,16 +41,19 @@ async function drawn(): Promise<void> {
   await vi.advanceTimersByTimeAsync(50);
 }
 
-test("draws what the model saved", () => {
+const ROW = ".qnb-grid-body [role=row]";
+
+test("draws what the model saved, and the rows when they come", async () => {
   const { element } = open(new FakeModel(snapshot()));
-  expect(texts(element, ".qnb-head > *")[0]).toBe("simulate");
-  expect(texts(element, ".qnb-head > *")[1]).toBe("3 of 10 · 30 %");
+  expect(texts(element, ".qnb-head > *").slice(0, 2)).toEqual(["simulate", "3 of 10 · 30 %"]);
   expect(texts(element, ".qnb-pace")).toEqual(["4.2/s · 3.0 s · about 6 s left"]);
-  expect(texts(element, ".qnb-legend li")).toEqual(["2done", "1failed", "1running", "6queued"]);
+  expect(texts(element, ".qnb-progress li")).toEqual(["2done", "1failed", "1running", "6queued"]);
   expect(texts(element, ".qnb-failures li")).toEqual(["ValueError×\u20091no"]);
-  expect(texts(element, "th")).toEqual(["call", "seed", "side", "result", "state", "time", "worker"]);
-  expect(texts(element, "tbody tr:nth-child(3) td")).toEqual(["2", "2", "'left'", "ValueError: no", "failed", "250 ms", "here-0"]);
-  expect(texts(element, ".qnb-foot")).toEqual(["4 of 10 rows, the last that changed"]);
+  expect(element.querySelector<HTMLElement>(".qnb-grid")!.hidden).toBe(true);
+  const { element: full } = await whole();
+  expect(texts(full, "[role=columnheader]")).toEqual(["call", "state", "seed", "side", "result", "time", "worker"]);
+  expect(texts(full, `${ROW}:nth-child(3) > *`)).toEqual(["2", "failed", "2", "'left'", "ValueError: no", "250 ms", "here-0"]);
+  expect(full.querySelector(".qnb-grid")!.getAttribute("aria-rowcount")).toBe("11");
 });
 
 test("says what it is to those who do not see it", () => {
@@ -46,70 +63,154 @@ test("says what it is to those who do not see it", () => {
   expect(bar.getAttribute("aria-valuemax")).toBe("10");
   expect(bar.getAttribute("aria-valuetext")).toBe("30 %, 3 of 10 calls");
   expect(element.querySelector("section")!.getAttribute("aria-label")).toBe("Batch simulate");
-  expect(element.querySelectorAll("th[scope=col]")).toHaveLength(7);
 });
 
 test("follows the kernel, one frame for many messages", async () => {
-  const model = new FakeModel(snapshot());
-  const { element } = open(model);
+  const { model, element } = await whole();
   const frames = vi.spyOn(globalThis, "requestAnimationFrame");
-  for (let seq = 1; seq <= 5; seq++) model.tell(delta(seq));
+  const [wire, buffers] = ended3();
+  model.tell(delta(1, { rows: wire }), buffers);
+  for (let seq = 2; seq <= 5; seq++) model.tell(delta(seq));
   expect(frames).toHaveBeenCalledTimes(1);
   await drawn();
   expect(texts(element, ".qnb-head > *")[1]).toBe("4 of 10 · 40 %");
+  expect(texts(element, `${ROW}:nth-child(4) > *`)).toEqual(["3", "done, try 2", "3", "'right'", "7", "500 ms", "here-0"]);
 });
 
-test("numbers stand right, text left, and a column never shrinks", async () => {
-  const model = new FakeModel(snapshot());
-  const { element } = open(model);
-  const heads = [...element.querySelectorAll("th")];
-  const right = heads.filter((head) => head.classList.contains("qnb-number")).map((head) => head.textContent);
-  expect(right).toEqual(["call", "seed", "time"]);
-  const before = heads[3]!.style.minWidth;
-  expect(before).toBe("14ch");
-  model.tell(delta(1, { rows: [row(0), row(1), row(2), row(3)] }));
-  await drawn();
-  expect(heads[3]!.style.minWidth).toBe(before);
-});
-
-test("markup in values stays text", () => {
+test("markup in values stays text", async () => {
   const bad = "<img src=x onerror=alert(1)>";
-  const { element } = open(new FakeModel(snapshot({ name: bad, rows: [row(0, 4, bad)], failures: [[bad, 1, bad]] })));
+  const { model, element } = await whole({ name: bad, failures: [[bad, 1, bad]] });
+  model.tell(delta(1, { rows: { count: 0, numbers: false, index: true, texts: [[-1, [2], [bad]]] } }));
+  await drawn();
   expect(element.querySelector("img")).toBeNull();
-  expect(element.querySelector("td.qnb-of-result")!.textContent).toBe(bad);
+  expect(texts(element, `${ROW}:nth-child(3) > *`)[4]).toBe(bad);
+});
+
+test("a header sorts up, down, and not at all", async () => {
+  const { element } = await whole();
+  const first = (): string => texts(element, `${ROW}:first-child > *`)[0]!;
+  const header = named(element, "seed");
+  const seen = [];
+  for (let clicks = 0; clicks < 3; clicks++) {
+    header.click();
+    await drawn();
+    seen.push([first(), header.parentElement!.getAttribute("aria-sort")]);
+  }
+  expect(seen).toEqual([["0", "ascending"], ["9", "descending"], ["0", null]]);
+});
+
+test("filters by text and by state, and says how many are left", async () => {
+  const { element } = await whole();
+  const state = element.querySelector("select")!;
+  state.value = "done";
+  state.dispatchEvent(new Event("change"));
+  await drawn();
+  expect(texts(element, `${ROW} > :first-child`)).toEqual(["0", "1"]);
+  expect(texts(element, ".qnb-tools .qnb-dim")).toEqual(["2 of 10"]);
+  const filter = element.querySelector<HTMLInputElement>("input[type=search]")!;
+  filter.value = "RIGHT";
+  filter.dispatchEvent(new Event("input"));
+  await vi.advanceTimersByTimeAsync(300);
+  expect(texts(element, `${ROW} > :first-child`)).toEqual(["1"]);
+});
+
+test("columns are chosen", async () => {
+  const { element } = await whole();
+  const boxes = [...element.querySelectorAll<HTMLLabelElement>(".qnb-menu label")];
+  boxes.find((label) => label.textContent === "side")!.querySelector("input")!.click();
+  boxes.find((label) => label.textContent === "tries")!.querySelector("input")!.click();
+  await drawn();
+  expect(texts(element, "[role=columnheader]")).toEqual(["call", "state", "seed", "result", "time", "tries", "worker"]);
+});
+
+const DETAIL = {
+  index: 2, id: "3f9c2a7e-0:2", state: "failed", arguments: [["seed", "2"]], result: null, error: "ValueError: no",
+  traceback: "Traceback:\nValueError: no", output: "begun\n", worker: "here-0", attempts: 1, times: [1, 2, 2.25],
+};
+
+test("a row and a failure open everything of a call; Escape closes it", async () => {
+  const { model, element } = await whole();
+  element.querySelector<HTMLElement>(`${ROW}:nth-child(3)`)!.click();
+  expect(model.asked("detail").with).toEqual({ index: 2 });
+  model.answer("detail", DETAIL);
+  await drawn();
+  const panel = element.querySelector<HTMLElement>(".qnb-detail")!;
+  expect(texts(panel, "pre")).toEqual(["Traceback:\nValueError: no", "begun\n"]);
+  expect(panel.textContent).toMatch(/on here-0 · waited 1.0 s · ran 250 ms/);
+  panel.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  expect(panel.hidden).toBe(true);
+  element.querySelector<HTMLElement>(".qnb-failures button")!.click();
+  expect(model.asked("example").with).toEqual({ kind: "ValueError" });
+});
+
+test("the keyboard moves through the rows and opens one", async () => {
+  const { model, element } = await whole();
+  const grid = element.querySelector<HTMLElement>(".qnb-grid")!;
+  for (const key of ["ArrowDown", "ArrowDown", "ArrowUp", "End", "ArrowUp", "Enter"]) {
+    grid.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  }
+  expect(model.asked("detail").with).toEqual({ index: 8 });
+});
+
+test("text that has not come is asked for", async () => {
+  const { model, element } = await whole();
+  const [wire, buffers] = ended3();
+  model.tell(delta(1, { rows: { ...wire, numbers: false } }), buffers.slice(0, 6));
+  await drawn();
+  expect(model.asked("texts").with).toEqual({ indices: [3] });
+  model.answer("texts", [[-1, [3], ["{'a': 1}"]]]);
+  await drawn();
+  expect(texts(element, `${ROW}:nth-child(4) > *`)[4]).toBe("{'a': 1}");
 });
 
 test("the cancel button waits, is heard, or says that the kernel is busy", async () => {
-  const model = new FakeModel(snapshot());
-  const { element } = open(model);
-  const button = element.querySelector("button")!;
+  const { model, element } = await whole();
+  const button = named(element, "Cancel") as HTMLButtonElement;
   button.click();
-  await vi.advanceTimersByTimeAsync(10);
+  await drawn();
   expect(button.disabled).toBe(true);
+  expect(texts(element, ".qnb-note")[0]).toMatch(/^Cancelling/);
   await vi.advanceTimersByTimeAsync(1500);
   expect(texts(element, ".qnb-note")[0]).toMatch(/^The kernel is busy.*■/);
-  button.click();
-  model.tell({ kind: "ack", id: model.said("cancel")[1]!.id as string });
-  await vi.advanceTimersByTimeAsync(10);
-  expect(texts(element, ".qnb-note")[0]).toMatch(/^Cancelling/);
+  model.answer("cancel", "7 calls cancelled");
+  await drawn();
+  expect(button.disabled).toBe(false);
+  expect(texts(element, ".qnb-note")).toEqual([""]);
+});
+
+test("what cannot be done is said", async () => {
+  const { model, element } = await whole();
+  named(element, "Retry failed").click();
+  model.answer("retry", "QnbError: the arguments were not kept", false);
+  await drawn();
+  expect(texts(element, ".qnb-note")).toEqual(["QnbError: the arguments were not kept"]);
+});
+
+test("a second try is shown below, where its own model finds the mark", async () => {
+  const { model, element } = await whole();
+  named(element, "Retry failed").click();
+  model.answer("retry", { key: "k2", run: "3f9c2a7e-1", calls: 1 });
+  await drawn();
+  const second = new FakeModel(snapshot({ name: "again" }), "k2");
+  const dispose = batch().initialize({ model: second });
+  expect(texts(element, ".qnb-again .qnb-name")).toEqual(["again"]);
+  dispose();
 });
 
 test("a kernel that falls silent is told of", async () => {
-  const model = new FakeModel(snapshot());
-  const { element } = open(model);
+  const { element } = await whole();
   await vi.advanceTimersByTimeAsync(6000);
   expect(element.querySelector<HTMLElement>(".qnb-note")!.hidden).toBe(true);
   await vi.advanceTimersByTimeAsync(3000);
   expect(texts(element, ".qnb-note")[0]).toMatch(/^No news from the kernel for/);
 });
 
-test("at the end there is no button, no clock and no note", async () => {
-  const model = new FakeModel(snapshot());
-  const { element } = open(model);
-  const end = { counts: [0, 0, 0, 0, 9, 1, 0, 0], over: true, elapsed: 12.3, eta: null };
-  model.set(snapshot({ ...end, seq: 1 }));
+test("at the end there is no cancel, no clock and no note", async () => {
+  const { model, element } = await whole();
+  model.tell(delta(1, { counts: [0, 0, 0, 0, 9, 1, 0, 0], over: true, elapsed: 12.3, eta: null }));
   await drawn();
-  expect(element.querySelector("button")!.hidden).toBe(true);
+  expect(named(element, "Cancel").hidden).toBe(true);
+  expect(named(element, "Retry failed").hidden).toBe(false);
   expect(texts(element, ".qnb-pace")).toEqual(["in 12 s · 49/min"]);
   expect(texts(element, ".qnb-head > *")[1]).toBe("10 calls");
   await vi.advanceTimersByTimeAsync(60_000);
@@ -119,7 +220,7 @@ test("at the end there is no button, no clock and no note", async () => {
 test("says when it comes and goes, and leaves nothing behind", async () => {
   const onDocument = vi.spyOn(document, "addEventListener");
   const offDocument = vi.spyOn(document, "removeEventListener");
-  const model = new FakeModel(snapshot());
+  const model = new FakeModel(snapshot(), "k1");
   const { close, dispose } = open(model);
   expect(model.said("ready")).toHaveLength(1);
   model.tell(delta(1));
@@ -131,15 +232,31 @@ test("says when it comes and goes, and leaves nothing behind", async () => {
   expect(vi.getTimerCount()).toBe(0);
 });
 
-test("two views of one model are fed by one channel", async () => {
-  const model = new FakeModel(snapshot());
+test("stands in an output that became HTML, keeps what was chosen, and goes with it", async () => {
+  const model = new FakeModel(snapshot(), "k1");
   const widget = batch();
-  widget.initialize({ model });
-  const both = [document.createElement("div"), document.createElement("div")];
-  const closes = both.map((el) => widget.render({ model, el }));
-  expect(model.listeners).toBe(2);
-  closes[0]!();
-  model.tell(delta(1));
+  const dispose = widget.initialize({ model });
+  const output = (): HTMLElement => {
+    const made = document.createElement("div");
+    made.innerHTML = '<div class="qnb-live qnb-live-k1"><div>the last state</div></div>';
+    document.body.append(made);
+    return made;
+  };
+  const first = output();
   await drawn();
-  expect(texts(both[1]!, ".qnb-head > *")[1]).toBe("4 of 10 · 40 %");
+  const view = first.querySelector<HTMLElement>(".qnb-view")!;
+  expect(first.querySelector<HTMLElement>(".qnb-live > div")!.hidden).toBe(true);
+  const second = output();
+  first.remove();
+  await drawn();
+  expect(second.querySelector(".qnb-view")).toBe(view);
+  expect(model.said("gone")).toHaveLength(0);
+  second.remove();
+  await drawn();
+  expect(model.said("gone")).toHaveLength(1);
+  const third = output();
+  await drawn();
+  dispose();
+  expect(third.querySelector<HTMLElement>(".qnb-live > div")!.hidden).toBe(false);
+  expect(third.querySelector(".qnb-view")).toBeNull();
 });

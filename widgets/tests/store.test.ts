@@ -1,33 +1,41 @@
 import { expect, test } from "vitest";
-import { Store } from "../src/lib/store";
-import { delta, row, snapshot } from "./fakes";
+import { BatchStore } from "../src/lib/store";
+import { delta, ended3, rows, snapshot } from "./fakes";
 
-function started(): Store {
-  const store = new Store(() => 1000);
-  store.apply(snapshot());
+function started(): BatchStore {
+  const store = new BatchStore(() => 1000);
+  const [wire, buffers] = rows();
+  store.apply(snapshot({ rows: wire }), buffers);
   return store;
 }
 
-test("a snapshot is the whole picture", () => {
-  const { picture } = started();
-  expect(picture).toMatchObject({ name: "simulate", total: 10, over: false, rate: 4.2 });
-  expect(picture!.rows[2]).toMatchObject({ index: 2, state: "failed", result: "ValueError: no", parameters: ["2", "'left'"] });
+test("a snapshot is the whole picture, rows in columns", () => {
+  const store = started();
+  expect(store.picture).toMatchObject({ name: "simulate", total: 10, over: false, rate: 4.2 });
+  const { rows: table } = store;
+  expect([table.state(2), table.result(2), table.parameter(0, 2), table.parameter(1, 2)]).toEqual(["failed", "ValueError: no", "2", "'left'"]);
+  expect([table.result(0), table.worker(0), table.runtime(0, 9)]).toEqual(["1.5", "here-0", 0.25]);
+  expect([table.result(3), table.runtime(3, 4.5)]).toEqual(["", 1.5]);
+  expect(table.newest).toBe(2);
 });
 
 test("a delta changes counts and rows, and leaves the rest", () => {
   const store = started();
-  expect(store.apply(delta(1))).toBe(true);
+  const [wire, buffers] = ended3();
+  expect(store.apply(delta(1, { rows: wire }), buffers)).toBe(true);
   expect(store.picture).toMatchObject({ rate: 5, total: 10, failures: [["ValueError", 1, "no"]] });
-  expect(store.picture!.rows.map(({ index, state }) => [index, state])).toEqual([
-    [0, "done"], [1, "done"], [2, "failed"], [3, "done"],
-  ]);
+  expect([store.rows.state(3), store.rows.result(3), store.rows.attempts[3]]).toEqual(["done", "7", 2]);
+  expect(store.rows.state(4)).toBe("queued");
 });
 
-test("rows that left the window are forgotten", () => {
+test("what a call said while it ran goes when it has ended", () => {
   const store = started();
-  store.apply(delta(1, { rows: [row(7)], order: [3, 7] }));
-  expect(store.picture!.rows.map(({ index }) => index)).toEqual([3, 7]);
-  expect(store.apply(delta(2, { rows: [], order: [0, 7] }))).toBe(false);
+  store.rows.text([[-1, [3], ["half way"]]]);
+  expect(store.rows.result(3)).toBe("half way");
+  const [wire, buffers] = ended3();
+  store.apply(delta(1, { rows: { ...wire, numbers: false } }), buffers.slice(0, 6));
+  expect(store.rows.result(3)).toBe("");
+  expect(store.rows.lacks(3)).toBe(true);
 });
 
 test("a gap asks for a snapshot, yet what came is drawn", () => {
@@ -47,14 +55,14 @@ test("what was overtaken changes nothing", () => {
 
 test("a heartbeat moves the clock, and shows that the last delta was dropped", () => {
   const store = started();
-  const beat = { kind: "beat", rate: 1, eta: 2, elapsed: 30 } as const;
+  const beat = { ...delta(0), kind: "beat" as const, elapsed: 30 };
   expect(store.apply({ ...beat, seq: 0 })).toBe(true);
-  expect(store.picture).toMatchObject({ elapsed: 30, counts: [0, 6, 1, 0, 2, 1, 0, 0] });
+  expect(store.picture!.elapsed).toBe(30);
   expect(store.apply({ ...beat, seq: 1 })).toBe(false);
 });
 
 test("without a snapshot nothing can be drawn", () => {
-  const store = new Store();
+  const store = new BatchStore();
   expect(store.apply(delta(1))).toBe(false);
   expect(store.picture).toBeNull();
 });
