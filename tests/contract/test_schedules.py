@@ -51,10 +51,10 @@ def all_are_cancelled(session: qnb.Session) -> Iterator[None]:
 
 
 def test_every(session: qnb.Session, tmp_path: Path) -> None:
-    schedule = session.every("1s", noting(tmp_path / "ran"), 1, x=[2], name="tick")
     begun = time.time()
+    schedule = session.every("1s", noting(tmp_path / "ran"), 1, x=[2], name="tick")
     assert schedule.next_at is not None
-    assert 0 < schedule.next_at.timestamp() - begun < 1.1
+    assert begun + 1 <= schedule.next_at.timestamp() <= time.time() + 1
     assert (schedule.fired, schedule.last_at, schedule.cancelled) == (0, None, False)
     until(lambda: len(lines(tmp_path / "ran")) >= 2)
     ran = lines(tmp_path / "ran")
@@ -293,11 +293,11 @@ def test_it_outlives_what_expires(kind: str, services: Services, tmp_path: Path)
     if kind == "memory":
         pytest.skip("covered by the others")
     place = new_place(kind, services)
-    backend = f"{place}{'&' if '?' in place else '?'}expires=3"
+    backend = f"{place}{'&' if '?' in place else '?'}expires=6"
     with qnb.Session(place, backend=backend, workers=1) as session:
         noise = "x" * 20_000
         schedule = session.every("1s", noting(tmp_path / "ran"), noise)
-        until(lambda: len(lines(tmp_path / "ran")) >= 8, 30)
+        until(lambda: len(lines(tmp_path / "ran")) >= 10, 60)
         assert not schedule.cancelled
         assert [found.id for found in session.schedules()] == [schedule.id]
         schedule.cancel()
