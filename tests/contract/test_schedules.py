@@ -52,18 +52,20 @@ def all_are_cancelled(session: qnb.Session) -> Iterator[None]:
 
 def test_every(session: qnb.Session, tmp_path: Path) -> None:
     begun = time.time()
-    schedule = session.every("1s", noting(tmp_path / "ran"), 1, x=[2], name="tick")
-    assert schedule.next_at is not None
-    assert begun + 1 <= schedule.next_at.timestamp() <= time.time() + 1
-    assert (schedule.fired, schedule.last_at, schedule.cancelled) == (0, None, False)
+    schedule = session.every("2s", noting(tmp_path / "ran"), 1, x=[2], name="tick")
+    due, fired = schedule.next_at, schedule.fired
+    assert due is not None
+    if not fired:  # it may have fired where the machine is busy
+        assert begun + 2 <= due.timestamp() <= time.time() + 2
+        assert not schedule.cancelled
     until(lambda: len(lines(tmp_path / "ran")) >= 2)
     ran = lines(tmp_path / "ran")
     assert ran[:2] == [f"{schedule.id}:0", f"{schedule.id}:1"]
     until(lambda: schedule.fired >= 2)
     assert schedule.last_at is not None
-    assert schedule.last_at.timestamp() - begun >= 1.0
+    assert schedule.last_at.timestamp() - begun >= 2.0
     assert "tick" in repr(schedule)
-    assert "every '1s'" in repr(schedule)
+    assert "every '2s'" in repr(schedule)
 
 
 def test_the_table(session: qnb.Session, tmp_path: Path) -> None:
