@@ -22,7 +22,7 @@ lint: ## ruff, mypy --strict, and the type check and tests of the widgets
 	@. scripts/common.sh; install .venv dev; bring_node .venv test; ruff check; mypy; python scripts/widgets.py test
 
 docs: ## build the documentation into build/docs, without network once it is installed
-	@. scripts/common.sh; install .venv docs; mkdocs build --strict --quiet; echo "file://$$PWD/build/docs/index.html"
+	@. scripts/common.sh; install .venv docs; NO_MKDOCS_2_WARNING=1 mkdocs build --strict; echo "file://$$PWD/build/docs/index.html"
 
 widgets: ## build the widgets' bundles from widgets/src
 	@. scripts/common.sh; make_environment .venv; build_widgets .venv; ls -l qnb/notebook/static
