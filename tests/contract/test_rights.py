@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import qnb
-from tests.services import Services
 from tests.servers.kafka import SecureKafkaServer
 from tests.servers.rabbitmq import RabbitServer
+from tests.services import Services
 
 PAGES = Path(__file__).parents[2] / "docs" / "brokers"
 USER, PASSWORD = "qnb", "a-password-of-the-tests"
@@ -38,7 +37,7 @@ def rabbitmq(services: Services) -> str:
 
 
 @pytest.fixture
-def kafka(services: Services) -> Iterator[str]:
+def kafka(services: Services) -> str:
     from confluent_kafka.admin import (
         AclBinding,
         AclOperation,
@@ -52,7 +51,8 @@ def kafka(services: Services) -> Iterator[str]:
     admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.port}"})
     text = page("kafka")
     wanted: list[tuple[str, ResourceType, str, ResourcePatternType]] = []
-    for words, kind, name in re.findall(r"^for operation in ([\w ]+); do\n.* --(topic|group) (\S+)", text, re.MULTILINE):
+    loops = re.findall(r"^for operation in ([\w ]+); do\n.* --(topic|group) (\S+)", text, re.MULTILINE)
+    for words, kind, name in loops:
         found = ResourceType.TOPIC if kind == "topic" else ResourceType.GROUP
         wanted += [(word, found, name, ResourcePatternType.PREFIXED) for word in words.split()]
     [line] = re.findall(r"^kafka-acls.sh (.* --cluster)$", text, re.MULTILINE)
@@ -64,7 +64,7 @@ def kafka(services: Services) -> Iterator[str]:
         rule = AclBinding(kind_of, name, pattern, "User:bob", "*", operation, AclPermissionType.ALLOW)
         for future in admin.create_acls([rule]).values():
             future.result(10)
-    yield f"kafka://bob:bob-secret@{server.login_url}"
+    return f"kafka://bob:bob-secret@{server.login_url}"
 
 
 @pytest.mark.slow
