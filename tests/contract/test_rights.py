@@ -55,7 +55,7 @@ def kafka(services: Services) -> str:
     for words, kind, name in loops:
         found = ResourceType.TOPIC if kind == "topic" else ResourceType.GROUP
         wanted += [(word, found, name, ResourcePatternType.PREFIXED) for word in words.split()]
-    [line] = re.findall(r"^kafka-acls.sh (.* --cluster)$", text, re.MULTILINE)
+    [line] = re.findall(r"^\$acl (.* --cluster)$", text, re.MULTILINE)
     cluster = (ResourceType.BROKER, "kafka-cluster", ResourcePatternType.LITERAL)
     wanted += [(word, *cluster) for word in re.findall(r"--operation (\w+)", line)]
     assert len(wanted) == 11

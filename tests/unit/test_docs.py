@@ -55,6 +55,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("site")  # which is built once
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     pages, styles = list(site.rglob("*.html")), list(site.rglob("*.css"))
     assert len(pages) > len(EVERY)  # and 404.html
@@ -66,6 +67,7 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("site")  # which is built once
 def test_the_reference_has_the_docstrings(site: Path) -> None:
     text = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     words = " ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split())
