@@ -1,7 +1,7 @@
 # Each target does all its own set-up; scripts/common.sh is how.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test bench lint widgets clean
+.PHONY: help demo lab test bench lint docs widgets clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+): ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name what; do printf 'make %-8s %s\n' "$$name" "$$what"; done
@@ -20,6 +20,9 @@ bench: ## measure qnb beside Celery, dramatiq, Huey and ProcessPoolExecutor (ARG
 
 lint: ## ruff, mypy --strict, and the type check and tests of the widgets
 	@. scripts/common.sh; install .venv dev; bring_node .venv test; ruff check; mypy; python scripts/widgets.py test
+
+docs: ## build the documentation into build/docs, without network once it is installed
+	@. scripts/common.sh; install .venv docs; NO_MKDOCS_2_WARNING=1 mkdocs build --strict; echo "file://$$PWD/build/docs/index.html"
 
 widgets: ## build the widgets' bundles from widgets/src
 	@. scripts/common.sh; make_environment .venv; build_widgets .venv; ls -l qnb/notebook/static

@@ -1,7 +1,8 @@
 """Write what a run of the conformance suite saw: python -m tests.conformance.table.
 
-It goes into the brokers' table of README.md, and into qnb/monitor/conformance.json, which qnb.brokers() shows. A cell
-says what the broker claims, once the suite has seen it work on the running server (or be refused, for "none").
+It goes into the brokers' table of README.md and docs/brokers.md, and into qnb/monitor/conformance.json, which
+qnb.brokers() shows. A cell says what the broker claims, once the suite has seen it work on the running server (or be
+refused, for "none").
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.conftest import LINES
 from tests.services import BROKERS
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "brokers.md"]
 BEGIN, END = "<!-- brokers: made by python -m tests.conformance.table -->", "<!-- /brokers -->"
 SEEN = ROOT / "qnb/monitor/conformance.json"
 # Label of a case → how its server is called in the list of services.
@@ -77,14 +79,15 @@ def table(passed: dict[frozenset[str], bool]) -> str:
 
 
 def main() -> int:
-    """Run the suite's feature tests, and put what they saw into the README."""
+    """Run the suite's feature tests, and put what they saw into the pages."""
     assert {case.label for case in BROKERS} >= set(SHOWN)
     seen = Seen()
     pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests/conformance/test_features.py")], plugins=[seen])
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(seen.passed)}\n{END}{after}")
+    made = table(seen.passed)
+    for page in PAGES:
+        before, _, rest = page.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
     found = {label: {**as_json(features_of(label)), "server": seen.server(label)} for label in SHOWN}
     SEEN.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if seen.passed and all(seen.passed.values()) else 1
