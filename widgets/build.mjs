@@ -3,7 +3,7 @@
 import { build } from "esbuild";
 
 /** One a widget. */
-const entries = ["batch"];
+const entries = ["batch", "session", "workers", "brokers", "events", "runs", "queues"];
 
 await build({
   absWorkingDir: import.meta.dirname,

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from qnb import registry
-from qnb.errors import QnbError
+from qnb.errors import ConfigurationError, QnbError
 from qnb.features import Features, Limits, Support
 from qnb.monitor.probe import Measured, probe
 from qnb.settings import parse_url, redact
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MARKS = {Support.NATIVE: "● native", Support.BUILT: "◐ built", Support.NONE: "○ none"}
 _CLIENTS = {
-    "redis": "redis", "rabbitmq": "pika", "sqs": "boto3", "kafka": "confluent_kafka", "zookeeper": "kazoo",
+    "redis": "hiredis", "rabbitmq": "pika", "sqs": "boto3", "kafka": "confluent_kafka", "zookeeper": "kazoo",
     "pubsub": "google.cloud.pubsub",
 }  # fmt: skip
 
@@ -82,7 +82,8 @@ def brokers(*urls: str, probe: bool = False) -> BrokerTable:
     named: dict[str, list[str | None]] = {scheme: [] for scheme in conformance()}
     for url in urls:
         named.setdefault(_base(url), []).append(url)
-    return BrokerTable([_row(scheme, url, probe) for scheme, found in named.items() for url in found or [None]])
+    asked = [(scheme, url) for scheme, found in named.items() for url in found or [None]]
+    return BrokerTable([_row(scheme, url, probe) for scheme, url in asked], [url for _, url in asked])
 
 
 def _base(url: str) -> str:
@@ -121,7 +122,8 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-def _limit(name: str, value: Any) -> str:
+def limit_text(name: str, value: Any) -> str:
+    """A limit as people read it."""
     if value is None:
         return "none"
     if name == "message_bytes":
@@ -134,8 +136,24 @@ def _limit(name: str, value: Any) -> str:
 class BrokerTable:
     """A row a broker: what qnb.brokers() gives. `.df` is a DataFrame; `.measured` what a probe saw."""
 
-    def __init__(self, rows: Sequence[BrokerRow]) -> None:
+    def __init__(self, rows: Sequence[BrokerRow], urls: Sequence[str | None] = ()) -> None:
         self._rows = list(rows)
+        self._urls = list(urls)  # with their passwords: for a probe, and never shown
+
+    def url(self, place: int) -> str | None:
+        """The server that a row is about, with its password."""
+        return self._urls[place] if place < len(self._urls) else None
+
+    def look(self, place: int, url: str | None = None, measure: bool = True) -> BrokerRow:
+        """Look at a server again, and measure: the one that row `place` is about, or one at `url`. It takes the place
+        of the row. ConfigurationError when no server is known for it."""
+        row = self._rows[place]
+        known = url or self.url(place)
+        if known is None:
+            example = f"qnb.brokers('{row.scheme}://host')"
+            raise ConfigurationError(f"no server is named for {row.scheme}: {example} names one")
+        self._rows[place] = found = _row(row.scheme, known, measure)
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -181,11 +199,16 @@ class BrokerTable:
             for name in self._rows[0].features.table()
         ]
         for field in fields(Limits):
-            cells = [_limit(field.name, getattr(row.features.limits, field.name)) for row in self._rows]
+            cells = [limit_text(field.name, getattr(row.features.limits, field.name)) for row in self._rows]
             lines.append([field.name.replace("_", " "), *cells])
         lines.append(["client", *(row.client for row in self._rows)])
         lines.append(["server", *(row.server for row in self._rows)])
         return head, lines
+
+    def _ipython_display_(self) -> None:
+        from qnb.notebook.brokers_view import display
+
+        display(self)
 
     def __repr__(self) -> str:
         head, lines = self._lines()
@@ -244,4 +267,5 @@ def features(broker: Any, url: str, measure: bool) -> FeatureTable:
     extra = registry.EXTRAS.get(scheme)
     seen_on = conformance().get(scheme, {}).get("server", "")
     measured = probe(url) if measure else ()
-    return FeatureTable([BrokerRow(scheme, broker.features, seen_on, True, extra, redact(url), True, "", measured)])
+    row = BrokerRow(scheme, broker.features, seen_on, True, extra, redact(url), True, "", measured)
+    return FeatureTable([row], [url])

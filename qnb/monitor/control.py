@@ -204,9 +204,10 @@ def same_key(info: Mapping[str, Any], key_ids: Sequence[str]) -> bool:
 
 
 class Workers:
-    """The workers that were present when asked: a sequence of dicts, and a table."""
+    """The workers that were present when asked: a sequence of dicts, and a table; live in a notebook."""
 
-    def __init__(self, peers: Sequence[Presence]) -> None:
+    def __init__(self, peers: Sequence[Presence], session: Any = None) -> None:
+        self.session = session  # who asked; the live view asks on
         self._rows = [
             {"worker": peer.peer.removeprefix(WORKER_PREFIX), **info}
             for peer in peers
@@ -248,6 +249,11 @@ class Workers:
         frame = pd.DataFrame(self._rows, columns=columns)
         frame["started_at"] = pd.to_datetime(frame["started_at"], unit="s", utc=True)
         return frame.set_index("worker")
+
+    def _ipython_display_(self) -> None:
+        from qnb.notebook.workers_view import display
+
+        display(self)
 
     def __repr__(self) -> str:
         if not self._rows:

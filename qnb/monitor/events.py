@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,6 +41,8 @@ class Events:
         self._end = float("inf") if seconds is None else time.monotonic() + seconds
         self._latest: deque[Event] = deque(maxlen=KEPT)
         self._new: deque[Event] = deque(maxlen=KEPT)
+        self.total = 0  # events since it was opened
+        self.on_event: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._renew()
@@ -65,9 +68,28 @@ class Events:
 
     def _take(self, event: Event) -> None:
         with self._changed:
+            self.total += 1
             self._latest.append(event)
             self._new.append(event)
             self._changed.notify_all()
+        for tell in list(self.on_event):
+            tell()
+
+    def latest(self, count: int) -> tuple[int, list[Event]]:
+        """How many there have been, and the last of them, oldest first."""
+        with self._changed:
+            skipped = max(0, len(self._latest) - count)
+            return self.total, list(islice(self._latest, skipped, None))
+
+    @property
+    def session(self) -> Session:
+        """Whose workers tell."""
+        return self._session
+
+    @property
+    def closed(self) -> bool:
+        """Whether the watch is over."""
+        return self._closed.is_set()
 
     def __iter__(self) -> Iterator[Event]:
         while True:
@@ -110,6 +132,11 @@ class Events:
         frame = pd.DataFrame(rows, columns=_COLUMNS)
         frame["at"] = pd.to_datetime(frame["at"], unit="s", utc=True)
         return frame
+
+    def _ipython_display_(self) -> None:
+        from qnb.notebook.events_view import display
+
+        display(self)
 
     def __repr__(self) -> str:
         return repr(self.df) if self._latest else "no events yet"

@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb.codec.output import last_line
 from qnb.message import STATES
 from qnb.notebook import words
+
+if TYPE_CHECKING:
+    from qnb.session.columns import Columns
 
 ENDED = ("done", "failed", "lost", "cancelled")
 # The order in which states stand in a bar and a legend: ended, under way, still to come.
@@ -28,6 +31,8 @@ class BatchLike(Protocol):
     run: str
     name: str
     created_at: float
+    data: Columns
+    parameters: list[tuple[str, list[Any]]]
 
     def __len__(self) -> int: ...
     @property
@@ -45,6 +50,7 @@ class BatchLike(Protocol):
     def failures_grouped(self) -> Sequence[tuple[str, int, str]]: ...
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]: ...
     def cancel(self) -> object: ...
+    def retry(self) -> BatchLike: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +67,6 @@ class Row:
     runtime: float | None
     attempts: int
     worker: str
-
-    def wire(self) -> list[Any]:
-        """As widgets/src/lib/protocol.ts reads it."""
-        runtime = None if self.runtime is None else round(self.runtime, 4)
-        state = STATES.index(self.state)
-        return [self.index, state, list(self.parameters), self.result, runtime, self.attempts, self.worker]
-
-    def same_as(self, other: Row | None) -> bool:
-        """Whether the other tells no more. The clock of a running call is the view's own affair."""
-        if other is None or self.state != other.state:
-            return False
-        same = (self.attempts, self.result) == (other.attempts, other.result)
-        return self == other or (self.state == "running" and same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +115,13 @@ class Snapshot:
         return f"{len(self.rows)} of {words.count(self.total)} rows, the last that changed"
 
     def wire(self) -> dict[str, Any]:
-        """As widgets/src/lib/protocol.ts reads it, without kind and number."""
+        """As widgets/src/lib/protocol.ts reads it, without kind, number and rows."""
         return pulse(self) | {
             "name": self.name,
             "run": self.run,
             "total": self.total,
             "parameters": list(self.parameters),
             "over": self.over,
-            "rows": [row.wire() for row in self.rows],
             "failures": [list(group) for group in self.failures],
         }
 
@@ -144,8 +136,8 @@ def pulse(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def take(batch: BatchLike, failures: Sequence[tuple[str, int, str]] | None = None) -> Snapshot:
-    """The batch as it is now. `failures` spares grouping them anew where they are known."""
+def take(batch: BatchLike, failures: Sequence[tuple[str, int, str]] | None = None, rows: bool = True) -> Snapshot:
+    """The batch as it is now. `failures` spares grouping them anew where they are known; `rows` may be left out."""
     over = batch.over  # first: whoever sees it true must see the last outcome too
     now = time.time()
     finished = batch.finished_at if over else None
@@ -163,7 +155,7 @@ def take(batch: BatchLike, failures: Sequence[tuple[str, int, str]] | None = Non
         eta=None if over else _number(batch.eta()),
         elapsed=max(0.0, (finished or now) - batch.created_at),
         over=over,
-        rows=tuple(_row(index, row, parameters, now) for index, row in _last_rows(batch)),
+        rows=tuple(_row(index, row, parameters, now) for index, row in _last_rows(batch)) if rows else (),
         failures=tuple((kind, number, short(message, 160)) for kind, number, message in failures),
     )
 
@@ -201,14 +193,14 @@ def _row(index: int, row: Mapping[str, Any], parameters: Sequence[str], now: flo
         index=index,
         state=state,
         parameters=tuple(_text(row[name]) for name in parameters),
-        result=_text(result) if bad or state == "done" else _saying(row) if state == "running" else "",
+        result=_text(result) if bad or state == "done" else saying(row) if state == "running" else "",
         runtime=runtime,
         attempts=int(_number(row["attempts"]) or 0),
         worker=_text(row["worker"]),
     )
 
 
-def _saying(row: Mapping[str, Any]) -> str:
+def saying(row: Mapping[str, Any]) -> str:
     """What a running call says: how far it is, and the last line it has printed."""
     done, total, note = row.get("progress") or (None, None, "")
     far = "" if done is None else f"{_text(done)} of {_text(total)}" if total is not None else _text(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,12 +12,18 @@ import traitlets
 STATIC = Path(__file__).parent / "static"
 
 
-class BatchWidget(anywidget.AnyWidget):
-    """The model behind the views of one batch. `snapshot` is what a new or reopened view starts from."""
+class LiveWidget(anywidget.AnyWidget):
+    """The model behind the views of one object. `snapshot` is what a view starts from, `key` marks its outputs."""
 
-    _esm = STATIC / "batch.js"
-    _css = STATIC / "batch.css"
+    key: Any = traitlets.Unicode().tag(sync=True)
     snapshot: Any = traitlets.Dict().tag(sync=True)
+
+
+@cache
+def widget_class(entry: str) -> type[LiveWidget]:
+    """The model of an entry of widgets/src."""
+    parts = {"_esm": STATIC / f"{entry}.js", "_css": STATIC / f"{entry}.css", "__module__": __name__}
+    return type(f"{entry.title()}Widget", (LiveWidget,), parts)
 
 
 class Widget(Protocol):
@@ -25,8 +32,9 @@ class Widget(Protocol):
     model_id: str
     comm: Any
     layout: Any
+    snapshot: Any
 
-    def send(self, content: object) -> None: ...
+    def send(self, content: object, buffers: Any = None) -> None: ...
     def on_msg(self, callback: Any, remove: bool = False) -> None: ...
     def close(self) -> None: ...
     def _handle_msg(self, message: object) -> None: ...

@@ -152,10 +152,20 @@ class Session(concurrent.futures.Executor):
         state = "closed" if self.closed else f"queue {self.queue!r}"
         return f"<qnb.Session {self.broker_url}, results in {self.backend_url}, {state}>"
 
+    def _ipython_display_(self) -> None:
+        from qnb.notebook.session_view import display
+
+        display(self)
+
     @property
     def broker_url(self) -> str:
         """The broker's URL, without password."""
         return str(self.broker.url)
+
+    @property
+    def full_broker_url(self) -> str:
+        """The same with its password, for those who connect once more; never to be shown."""
+        return self._url
 
     @property
     def local_workers(self) -> int:
@@ -472,7 +482,7 @@ class Session(concurrent.futures.Executor):
         from qnb.monitor.control import Workers
 
         peers: Sequence[Presence] = self.bus.peers(WORKER_PREFIX)
-        return Workers(peers)
+        return Workers(peers, self)
 
     def features(self, probe: bool = False) -> FeatureTable:
         """What this session's broker can do: native, built or none, with its limits; `.df` is a DataFrame.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qnb.codec.signing import NOTE
 from qnb.message import CANCELLED, DONE, FAILED, STATES, Command, Event, Note, Progress, Reply, split_task_id
 from qnb.worker.limits import per_second, seconds_or_none
+from qnb.worker.vitals import vitals
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
@@ -59,6 +60,7 @@ class Commands:
             "tasks": dict(worker.logic.counts),
             "held_frames": len(worker.logic.held),
             "broker": getattr(worker.broker, "stats", dict)(),
+            **vitals([os.getpid(), *(lane.pid for lane in list(worker.lanes.values()))]),
             "lanes": [{"number": lane.number, "pid": lane.pid} for lane in list(worker.lanes.values())],
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),

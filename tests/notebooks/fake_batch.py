@@ -10,50 +10,67 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-OUTCOME = (
-    "result state error worker attempts queued_at started_at finished_at wait_s runtime_s output task_id".split()  # noqa: SIM905
-)
-ENDED = ("done", "failed", "cancelled", "lost")
+from qnb.message import DONE, FAILED, QUEUED, RUNNING, STATES, Failure
+from qnb.session import frame
+from qnb.session.columns import Columns
+
 MESSAGES = {"ValueError": "seed must be positive, got -3", "ZeroDivisionError": "division by zero"}
+TRACEBACK = """Traceback (most recent call last):
+  File "<cell 3>", line 4, in simulate
+    raise {kind}({message!r})
+{kind}: {message}
+"""
 
 
 class FakeBatch:
     """`total` calls of simulate(seed, density); `advance` moves one, `play` all of them in so many seconds."""
 
-    def __init__(self, total: int, *, name: str = "simulate", failing: float = 0.0) -> None:
-        self.run, self.name = "3f9c2a7e", name
+    def __init__(self, total: int, *, name: str = "simulate", failing: float = 0.0, lanes: int = 4) -> None:
+        self.run, self.name = f"3f9c2a7e{total:x}-0", name
         self.created_at = time.time()
         self.finished_at: float | None = None
-        self.version = 0
-        self.cancels = 0
-        self.grouped = 0
-        self.columns = ["seed", "density", *OUTCOME]
-        self.counts: Counter[str] = Counter({"queued": total})
-        self._states = ["queued"] * total
-        self._times: dict[int, list[float]] = {}
+        self.cancels = self.grouped = 0
+        sides = ["left", "right"]
+        densities = [0.4 + index % 41 / 100 for index in range(total)]
+        self.parameters: list[tuple[str, list[Any]]] = [
+            ("seed", list(range(total))),
+            ("density", densities),
+            ("side", [sides[index % 2] for index in range(total)]),
+        ]
+        self.data = Columns(total)
+        self.data.queue(0, total, self.created_at, QUEUED)
         self._recent: deque[int] = deque(maxlen=64)
-        self._failing = failing
+        self._failing, self._lanes = failing, lanes
         self._callbacks: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
-        return len(self._states)
+        return self.data.count
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter({name: self.data.states.count(code) for code, name in enumerate(STATES)})
+
+    @property
+    def columns(self) -> list[str]:
+        return [*(name for name, _ in self.parameters), *frame.FIXED]
 
     @property
     def over(self) -> bool:
-        return sum(self.counts[state] for state in ENDED) == len(self)
+        return self._ended() == len(self)
+
+    def _ended(self) -> int:
+        return sum(self.data.states.count(code) for code in range(DONE, len(STATES)))
 
     @property
     def listeners(self) -> int:
         return len(self._callbacks)
 
     def rate(self) -> float:
-        done = sum(self.counts[state] for state in ENDED)
-        return done / max(0.001, time.time() - self.created_at)
+        return self._ended() / max(0.001, time.time() - self.created_at)
 
     def eta(self) -> float | None:
         rate = self.rate()
-        left = sum(number for state, number in self.counts.items() if state not in ENDED)
-        return left / rate if rate else None
+        return (len(self) - self._ended()) / rate if rate else None
 
     def recent(self, count: int) -> list[int]:
         seen: dict[int, None] = {}
@@ -62,30 +79,12 @@ class FakeBatch:
         return list(itertools.islice(seen, count))[::-1]
 
     def rows(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._row(index) for index in indices]
-
-    def _row(self, index: int) -> dict[str, Any]:
-        state = self._states[index]
-        started, finished = (*self._times.get(index, []), None, None)[:2]
-        kind = list(MESSAGES)[index % 7 == 0]
-        return {
-            "seed": index,
-            "density": 0.4 + index % 41 / 100,
-            "result": f"{{'crossed': {index % 3 == 0}, 'minutes': {random.Random(index).randrange(90, 900)}}}",
-            "state": state,
-            "error": f"{kind}: {MESSAGES[kind]}" if state == "failed" else None,
-            "worker": f"here-{index % 2}" if started else "",
-            "attempts": 2 if index % 97 == 5 else 1,
-            "started_at": started,
-            "runtime_s": finished - started if started and finished else None,
-        }
+        return frame.display_rows(self, indices)  # type: ignore[arg-type]
 
     def failures_grouped(self) -> list[tuple[str, int, str]]:
         self.grouped += 1
-        failed = self.counts["failed"]
-        zero = failed // 7
-        groups = [("ValueError", failed - zero), ("ZeroDivisionError", zero)]
-        return [(kind, number, MESSAGES[kind]) for kind, number in groups if number]
+        groups = Counter(failure.type_name for failure in list(self.data.failures.values()))
+        return [(kind, number, MESSAGES[kind]) for kind, number in groups.most_common()]
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._callbacks.append(callback)
@@ -93,27 +92,44 @@ class FakeBatch:
 
     def move(self, indices: Iterable[int], state: str) -> None:
         """Bring calls to a state, as one change."""
-        now = time.time()
+        now, code, data = time.time(), STATES.index(state), self.data
         for index in indices:
-            self.counts[self._states[index]] -= 1
-            self.counts[state] += 1
-            self._states[index] = state
-            if state in ENDED:
+            data.workers[index] = data.worker_number(f"here-{index % 2}")
+            data.attempts[index] = 2 if index % 97 == 5 else 1
+            if code == RUNNING or not data.started[index]:
+                data.started[index] = now
+            if code >= DONE:
+                data.finished[index] = now
                 self._recent.append(index)
-            self._times.setdefault(index, []).append(now)
-        self.version += 1
+                self._end(index, code)
+            data.states[index] = code
         if self.over:
             self.finished_at = now
         for callback in list(self._callbacks):
             callback()
 
+    def _end(self, index: int, code: int) -> None:
+        if code == DONE:
+            self.data.values[index] = {"crossed": index % 3 == 0, "minutes": random.Random(index).randrange(90, 900)}
+            if index % 5 == 0:
+                self.data.outputs[index] = f"simulating {index}\n" * 3
+        elif code == FAILED:
+            kind = list(MESSAGES)[index % 7 == 0]
+            traceback = TRACEBACK.format(kind=kind, message=MESSAGES[kind])
+            self.data.failures[index] = Failure(kind, MESSAGES[kind], traceback)
+
     def finish(self) -> None:
         """End every call that has not ended."""
-        self.move([i for i, state in enumerate(self._states) if state not in ENDED], "done")
+        self.move([i for i, state in enumerate(self.data.states) if state < DONE], "done")
 
-    def cancel(self) -> None:
+    def cancel(self) -> int:
         self.cancels += 1
-        self.move([i for i, state in enumerate(self._states) if state == "queued"], "cancelled")
+        queued = [i for i, state in enumerate(self.data.states) if state == QUEUED]
+        self.move(queued, "cancelled")
+        return len(queued)
+
+    def retry(self) -> FakeBatch:
+        return FakeBatch(self.data.states.count(FAILED), name=self.name).play(0.5)
 
     def play(self, seconds: float, step: int = 1) -> FakeBatch:
         """Run all calls on a thread, `step` at a time."""
@@ -123,7 +139,7 @@ class FakeBatch:
     def _play(self, seconds: float, step: int) -> None:
         begun = time.monotonic()
         for first in range(0, len(self), step):
-            indices = [i for i in range(first, min(first + step, len(self))) if self._states[i] == "queued"]
+            indices = [i for i in range(first, min(first + step, len(self))) if self.data.states[i] == QUEUED]
             self.move(indices, "running")
             time.sleep(max(0.0, begun + seconds * (first + step) / len(self) - time.monotonic()))
             for index in indices:
@@ -132,9 +148,9 @@ class FakeBatch:
     def _ipython_display_(self) -> None:
         from qnb.notebook import batch_view
 
-        batch_view.display(self)
+        batch_view.display(self)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         from qnb.notebook import fallback
 
-        return fallback.batch_text(self)
+        return fallback.batch_text(self)  # type: ignore[arg-type]

@@ -33,10 +33,16 @@ FLOORS = [
 EXCEPTIONS = {
     # A memory: broker can only be served from its own process, so the session starts that worker itself.
     ("qnb.session.local", "qnb.worker.loop"),
-    # How a Batch is displayed; loaded when it is displayed, and the text fallback needs no IPython.
+    # How things are displayed; loaded when they are displayed, and the text fallback needs no IPython.
     ("qnb.session.batch", "qnb.notebook.fallback"),
     ("qnb.session.batch", "qnb.notebook.batch_view"),
     ("qnb.session.batch", "qnb.notebook.terminal"),
+    ("qnb.session.session", "qnb.notebook.session_view"),
+    ("qnb.monitor.control", "qnb.notebook.workers_view"),
+    ("qnb.monitor.events", "qnb.notebook.events_view"),
+    ("qnb.monitor.brokers", "qnb.notebook.brokers_view"),
+    # The package bears the name of a public function, and stands in for it.
+    ("qnb.brokers", "qnb.monitor.brokers"),
     # `%load_ext qnb` and the names of the package, which are loaded when they are asked for.
     ("qnb", "qnb.notebook.extension"),
 }

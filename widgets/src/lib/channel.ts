@@ -1,5 +1,4 @@
-import type { FromKernel, Snapshot, ToKernel } from "./protocol";
-import { Store } from "./store";
+import type { Ack, Answer, ToKernel } from "./protocol";
 
 /** What of an anywidget model is used here. */
 export interface Model {
@@ -9,67 +8,100 @@ export interface Model {
   send(content: unknown): void;
 }
 
+/** What a view draws from. `apply` is false when a message before this one was missed. */
+export interface Store {
+  apply(message: any, buffers: DataView[]): boolean;
+  subscribe(listener: () => void): () => void;
+  /** Whether nothing will change any more, so that silence means nothing. */
+  readonly over: boolean;
+}
+
 /** How long a button waits for the kernel's word before it says that the kernel is busy, in milliseconds. */
 export const PATIENCE = 1500;
 const RESYNC_EVERY = 1000;
 
+interface Request {
+  heard: () => void;
+  done: (answer: Answer) => void;
+}
+
 /** The link of one model to its kernel: feeds the store, asks again when something was missed. */
-export class Channel {
-  readonly store: Store;
+export class Channel<S extends Store> {
+  readonly store: S;
+  /** Marks the outputs in which its views stand. */
+  readonly key: string;
+  /** What people chose in a view; the next view of the same model starts from it. */
+  readonly choices = new Map<string, unknown>();
   /** `performance.now()` of the last message; the start counts as one. */
   heardAt: number;
   #model: Model;
   #asked = -Infinity;
-  #waiting = new Map<string, () => void>();
+  #requests = new Map<string, Request>();
   #number = 0;
   #now: () => number;
 
-  constructor(model: Model, now: () => number = () => performance.now()) {
+  constructor(model: Model, store: S, now: () => number = () => performance.now()) {
     this.#model = model;
     this.#now = now;
     this.heardAt = now();
-    this.store = new Store(now);
-    const saved = model.get("snapshot") as Snapshot | undefined;
-    if (saved?.kind) this.store.apply(saved);
+    this.store = store;
+    this.key = String(model.get("key") ?? "");
+    const saved = model.get("snapshot") as { kind?: string } | undefined;
+    if (saved?.kind) store.apply(saved, []);
     model.on("msg:custom", this.#hear);
-    model.on("change:snapshot", this.#reload);
   }
 
   send(message: ToKernel): void {
     this.#model.send(message);
   }
 
-  /** Ask the kernel to cancel what has not ended. True once it has heard, false when it is too busy to hear. */
-  cancel(): Promise<boolean> {
+  /** Ask the kernel for something. `busy` is called when it has not heard after 1.5 s; the answer may still come. */
+  ask(what: string, argument: Record<string, unknown> = {}, busy: () => void = () => {}): Promise<Answer> {
     const id = `${++this.#number}`;
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => resolve(false), PATIENCE);
-      this.#waiting.set(id, () => {
-        clearTimeout(timer);
-        resolve(true);
-      });
-      this.send({ kind: "cancel", id });
+    return new Promise((done) => {
+      const timer = setTimeout(busy, PATIENCE);
+      const heard = (): void => clearTimeout(timer);
+      this.#requests.set(id, { heard, done });
+      this.send({ kind: "ask", id, what, with: argument });
     });
   }
 
   close(): void {
     this.#model.off("msg:custom", this.#hear);
-    this.#model.off("change:snapshot", this.#reload);
-    this.#waiting.clear();
+    for (const { heard } of this.#requests.values()) heard();
+    this.#requests.clear();
   }
 
-  #hear = (message: FromKernel): void => {
+  #hear = (message: Ack | Answer | { kind: "other" }, buffers: DataView[] = []): void => {
     this.heardAt = this.#now();
     if (message.kind === "ack") {
-      this.#waiting.get(message.id)?.();
-      this.#waiting.delete(message.id);
-    } else if (!this.store.apply(message) && this.#now() - this.#asked >= RESYNC_EVERY) {
+      this.#requests.get(message.id)?.heard();
+    } else if (message.kind === "answer") {
+      const request = this.#requests.get(message.id);
+      this.#requests.delete(message.id);
+      request?.heard();
+      request?.done(message);
+    } else if (!this.store.apply(message, buffers) && this.#now() - this.#asked >= RESYNC_EVERY) {
       this.#asked = this.#now();
       this.send({ kind: "resync" });
     }
   };
+}
 
-  #reload = (): void => {
-    this.#hear(this.#model.get("snapshot") as Snapshot);
-  };
+/** Who wants to hear of changes. */
+export class Listeners {
+  #all = new Set<() => void>();
+
+  get size(): number {
+    return this.#all.size;
+  }
+
+  add(listener: () => void): () => void {
+    this.#all.add(listener);
+    return () => this.#all.delete(listener);
+  }
+
+  tell(): void {
+    for (const listener of this.#all) listener();
+  }
 }

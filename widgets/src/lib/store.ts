@@ -1,18 +1,6 @@
-import { STATES, type Delta, type Failure, type FromKernel, type Snapshot, type State } from "./protocol";
-
-/** One call, as the table shows it. */
-export interface Row {
-  index: number;
-  state: State;
-  parameters: string[];
-  result: string;
-  /** Seconds, as of the message that brought it; null before the start. */
-  runtime: number | null;
-  attempts: number;
-  worker: string;
-  /** When the row arrived, in `performance.now()` milliseconds. */
-  at: number;
-}
+import { Listeners } from "./channel";
+import type { Beat, Delta, Failure, Snapshot, WireRows } from "./protocol";
+import { Rows } from "./rows";
 
 /** What a view draws. `at` is when `rate`, `eta` and `elapsed` were true, in milliseconds of `performance.now()`. */
 export interface Picture {
@@ -25,25 +13,25 @@ export interface Picture {
   eta: number | null;
   elapsed: number;
   over: boolean;
-  rows: Row[];
   failures: Failure[];
   at: number;
 }
 
 /** The state of a batch in the browser: snapshots replace it, numbered deltas change it, a gap is noticed. */
-export class Store {
-  #picture: Picture | null = null;
+export class BatchStore {
+  picture: Picture | null = null;
+  /** The calls; empty until the kernel has told of them. */
+  rows = new Rows(0, []);
   #seq = -1;
-  #rows = new Map<number, Row>();
-  #listeners = new Set<() => void>();
+  #listeners = new Listeners();
   #now: () => number;
 
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
   }
 
-  get picture(): Picture | null {
-    return this.#picture;
+  get over(): boolean {
+    return this.picture?.over ?? false;
   }
 
   get listeners(): number {
@@ -51,60 +39,71 @@ export class Store {
   }
 
   subscribe(listener: () => void): () => void {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
+    return this.#listeners.add(listener);
   }
 
   /** Take a message in. False when one before it was missed: then a new snapshot is wanted. */
-  apply(message: FromKernel): boolean {
-    if (message.kind === "ack") return true;
+  apply(message: Snapshot | Delta | Beat, buffers: DataView[] = []): boolean {
     if (message.kind === "snapshot") {
-      this.#start(message);
-    } else if (this.#picture === null) {
-      return false;
-    } else if (message.kind === "delta") {
-      if (message.seq <= this.#seq) return true;
-      return this.#change(message, this.#picture);
-    } else {
-      const { rate, eta, elapsed, seq } = message;
-      Object.assign(this.#picture, { rate, eta, elapsed, at: this.#now() });
-      this.#tell();
-      return seq <= this.#seq;
+      this.#start(message, buffers);
+      return true;
     }
-    return true;
+    if (this.picture === null) return false;
+    const complete = message.seq <= this.#seq + (message.kind === "delta" ? 1 : 0);
+    const { counts, rate, eta, elapsed } = message;
+    if (message.kind === "delta") {
+      if (message.seq <= this.#seq) return true;
+      this.#seq = message.seq;
+      if (message.failures) this.picture.failures = message.failures;
+      if (message.over !== undefined) this.picture.over = message.over;
+      if (message.rows) this.rows.change(message.rows, buffers, this.#now());
+    }
+    Object.assign(this.picture, { counts, rate, eta, elapsed, at: this.#now() });
+    this.#listeners.tell();
+    return complete;
   }
 
-  #start(snapshot: Snapshot): void {
+  #start(snapshot: Snapshot, buffers: DataView[]): void {
     const { seq, kind: _, rows, ...rest } = snapshot;
     if (seq < this.#seq) return;
     this.#seq = seq;
-    this.#rows.clear();
-    this.#keep(rows);
-    this.#picture = { ...rest, rows: [...this.#rows.values()], at: this.#now() };
-    this.#tell();
+    this.picture = { ...rest, at: this.#now() };
+    if (rows) this.#fill(rest.total, rows, buffers);
+    this.#listeners.tell();
   }
 
-  #change(delta: Delta, picture: Picture): boolean {
-    const complete = delta.seq === this.#seq + 1;
-    this.#seq = delta.seq;
-    this.#keep(delta.rows);
-    const { counts, rate, eta, elapsed, failures, order } = delta;
-    const rows = order.map((index) => this.#rows.get(index)).filter((row) => row !== undefined);
-    this.#rows = new Map(rows.map((row) => [row.index, row]));
-    Object.assign(picture, { counts, rate, eta, elapsed, rows, at: this.#now() });
-    if (failures) picture.failures = failures;
-    this.#tell();
-    return complete && rows.length === order.length;
+  #fill(total: number, rows: WireRows, buffers: DataView[]): void {
+    this.rows = new Rows(total, rows.parameters ?? []);
+    this.rows.change(rows, buffers, this.#now());
+  }
+}
+
+/** For views whose state is small: it comes whole with each message. */
+export class StateStore<T> {
+  state: T | null = null;
+  over = false;
+  /** When it came, in `performance.now()` milliseconds. */
+  at = 0;
+  #seq = -1;
+  #listeners = new Listeners();
+
+  get listeners(): number {
+    return this.#listeners.size;
   }
 
-  #keep(rows: Snapshot["rows"]): void {
-    const at = this.#now();
-    for (const [index, state, parameters, result, runtime, attempts, worker] of rows) {
-      this.#rows.set(index, { index, state: STATES[state]!, parameters, result, runtime, attempts, worker, at });
+  subscribe(listener: () => void): () => void {
+    return this.#listeners.add(listener);
+  }
+
+  apply(message: { kind: string; seq: number; state?: T }): boolean {
+    const complete = message.seq <= this.#seq + (message.kind === "beat" ? 0 : 1) || message.kind === "snapshot";
+    if (message.state !== undefined && message.seq >= this.#seq) {
+      this.state = message.state;
+      this.#seq = message.seq;
+      this.at = performance.now();
+      this.#listeners.tell();
     }
-  }
-
-  #tell(): void {
-    for (const listener of this.#listeners) listener();
+    // the state is whole: one that was missed is missed no more
+    return complete || message.state !== undefined;
   }
 }

@@ -45,3 +45,25 @@ export function left(seconds: number | null): string {
   const minutes = Math.ceil(whole / 60);
   return `about ${minutes < 60 ? `${minutes} min` : duration(minutes * 60)} left`;
 }
+
+/** A number in six digits, an integer in all of its own. */
+export function number(value: number): string {
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return `${value}`;
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "inf" : "-inf";
+  const size = Math.abs(value);
+  if (size >= 1e-4 && size < 1e6) return `${Number(value.toPrecision(6))}`;
+  return value.toExponential(5).replace(/\.?0+e/, "e");
+}
+
+/** Bytes in the unit that reads best. */
+export function bytes(value: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  return `${value >= 100 || unit === 0 ? Math.round(value) : Number(value.toPrecision(2))} ${units[unit]}`;
+}
+
+/** One or many of something: `plural(2, "call")`. */
+export function plural(value: number, word: string, many = `${word}s`): string {
+  return `${count(value)} ${value === 1 ? word : many}`;
+}
