@@ -20,6 +20,14 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+# Run after the last cell, and not kept: what still goes on comes to its end, and views to their last state.
+LAST = """
+import qnb
+if session := qnb.current_session():
+    for batch in list(session.batches.values()):
+        batch.wait(60)
+    session.close()
+"""
 
 
 def refresh(path: Path) -> None:
@@ -35,7 +43,9 @@ def refresh(path: Path) -> None:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
+        book.cells.append(nbformat.v4.new_code_cell(LAST))
         client.execute()
+        book.cells.pop()
         tidy(book)
         refuse_paths(path, book, folder)
     nbformat.write(book, path)

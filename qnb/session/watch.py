@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from qnb.errors import BadSignature
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STARTING_SECONDS = 30.0  # in which workers that this session has started may be on their way
 _ASKED = 1000  # runs, and spans of each
 
 
@@ -23,6 +25,7 @@ class Watch:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._told = False
+        self._since = time.monotonic()
 
     def look(self) -> None:
         """Nothing has been heard for a while: say why, where that can be seen."""
@@ -45,6 +48,8 @@ class Watch:
                     session.collector.settled(sink, sink.fail(first, count, error))
         elif getattr(session.bus, "mute", False):
             return  # nobody can be seen here
+        elif session.local_workers and time.monotonic() - self._since < STARTING_SECONDS:
+            return
         elif not self._told and (not peers or session.queue not in queues):
             self._told = True
             served = f" (workers are there for {', '.join(sorted(queues))})" if queues else ""

@@ -11,6 +11,8 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 TAGS = {"nbval-ignore-output", "nbval-check-output", "raises-exception"}
+# All that these show is of the moment and of the broker.
+LIVE = {"03_choosing_a_broker", "06_dashboard"}
 
 
 @pytest.fixture(params=sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -47,7 +49,8 @@ def test_it_names_no_folder_of_a_machine(book: Any) -> None:
     assert not re.search(r"(/home/|/root/|/Users/|/tmp/|[A-Z]:\\\\)", str(outputs(book)))
 
 
-def test_what_nbval_is_told(book: Any) -> None:
+def test_what_nbval_is_told(book: Any, request: pytest.FixtureRequest) -> None:
     tags = [set(cell.metadata.get("tags", [])) for cell in book.cells if cell.cell_type == "code"]
     assert set().union(*tags) <= TAGS
-    assert sum("nbval-check-output" in some for some in tags) >= 3
+    if request.node.callspec.id not in LIVE:
+        assert sum("nbval-check-output" in some for some in tags) >= 3
