@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +48,22 @@ def to_refer(owner: Owner, backend: Any, here: bool, what: str) -> bool:
     )
 
 
+_making = threading.RLock()  # held while a Condition is made, and while a call ends without one
+
+
+class _MadeWhenNeeded:
+    """The Condition of a future, and what concurrent.futures keeps under it: of most futures nobody asks for them
+    before they are over, and to make them takes longer than all else of a submit."""
+
+    def __get__(self, future: Future, owner: type) -> threading.Condition:
+        with _making:
+            made = future.__dict__.get("_condition")
+            if made is None:  # no other thread was first
+                future._waiters, future._done_callbacks = [], []
+                made = future.__dict__["_condition"] = threading.Condition()
+        return made  # type: ignore[no-any-return]
+
+
 class Future(concurrent.futures.Future[Any], Referable):
     """The outcome to be of one call.
 
@@ -54,19 +71,24 @@ class Future(concurrent.futures.Future[Any], Referable):
     `.cancel(terminate=True)`. `wait` and `as_completed` of concurrent.futures take it.
     """
 
-    def __init__(self, owner: Owner, index: int) -> None:
-        super().__init__()
+    _condition: Any = _MadeWhenNeeded()
+    # Of most futures these stay as they are: no reason to set them with each submit.
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _code = message.QUEUED
+    _cause: BaseException | None = None
+    _remote_traceback = ""
+    _output = ""
+    _displays: Sequence[Display] = ()
+    _heard: Heard | None = None  # its output while it runs
+    _echo_made: Echo | None = None
+    _steps: tuple[float, float | None, str] | None = None
+
+    def __init__(self, owner: Owner, index: int, call: bytes | Call | None = None) -> None:
         self._owner = owner
         self._index = index
-        self._code = message.QUEUED
-        self._cause: BaseException | None = None
-        self._call: bytes | Call | None = None  # its arguments, for `replay`
-        self._remote_traceback = ""
-        self._output = ""
-        self._displays: list[Display] = []
-        self._heard: Heard | None = None  # its output while it runs
-        self._echo_made: Echo | None = None
-        self._steps: tuple[float, float | None, str] | None = None
+        self._call = call  # its arguments, for `replay`
 
     def __repr__(self) -> str:
         return f"<Future {self.id} {self.state}>"
@@ -119,6 +141,10 @@ class Future(concurrent.futures.Future[Any], Referable):
     def progress(self) -> tuple[float, float | None, str] | None:
         """(done, total, note) as the call told it last by `qnb.progress`, `qnb.track` or tqdm; None when it did not."""
         return self._steps
+
+    def done(self) -> bool:
+        """Whether it is over, however it ended."""
+        return self._state in _OVER
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait at most `timeout` seconds and return the call's value, or raise its exception.
@@ -233,6 +259,11 @@ class Future(concurrent.futures.Future[Any], Referable):
 
     def _end_done(self, value: Any) -> None:
         self._code = message.DONE
+        with _making:
+            if "_condition" not in self.__dict__:  # nobody waits, or has asked to be called
+                if self._state not in _OVER:
+                    self._result, self._state = value, FINISHED
+                return
         if self._state not in _OVER:
             with suppress(concurrent.futures.InvalidStateError):  # another thread was first
                 self.set_result(value)

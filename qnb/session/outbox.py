@@ -30,6 +30,7 @@ AWAKE_SECONDS = 0.05
 BEAT_SECONDS = 0.9
 REVOKE_SECONDS = 2.0  # between looks for workers that do not know yet what was cancelled
 _STREAMS = 256
+_FULL_BYTES = 16 * FRAME_BYTES  # so much of a stream may wait for the outbox's thread; then who submits sends it
 _BATCH_BYTES = 4 * FRAME_BYTES
 _BATCH_FRAMES = 64
 
@@ -41,6 +42,7 @@ class Outbox:
         self._session = session
         self.waiting: deque[Stream] = deque()  # streams with calls to be sent
         self._streams: dict[tuple[bytes, TaskOptions], Stream] = {}
+        self._latest: Stream | None = None
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._alarm = threading.Event()
@@ -51,9 +53,9 @@ class Outbox:
 
     def added(self, waiting: int) -> None:
         """So many bytes of a stream wait to be sent."""
-        if waiting >= FRAME_BYTES:
+        if waiting >= _FULL_BYTES:
             self.flush()
-        elif self._dozing:
+        elif (self._dozing or waiting >= FRAME_BYTES) and not self._alarm.is_set():
             self._alarm.set()
 
     def close(self) -> None:
@@ -131,13 +133,17 @@ class Outbox:
             self._dozing = time.monotonic() - used > AWAKE_SECONDS
             if not self._dozing:
                 # Where each submit is waited for, who waits sends it, and looking less often costs less.
-                time.sleep(FLUSH_SECONDS if sent else SELDOM_SECONDS)
+                self._alarm.wait(FLUSH_SECONDS if sent else SELDOM_SECONDS)  # a full frame ends it
+                self._alarm.clear()
             elif not self.waiting:
                 self._alarm.wait(1.0)
                 self._alarm.clear()
 
     def stream(self, function: Function, options: TaskOptions) -> Stream:
         """Where submits of this version of a function with these options go."""
+        latest = self._latest
+        if latest is not None and latest.function is function and latest.options is options:
+            return latest  # to hash the options would take longer
         session = self._session
         key = (function.hash, options)
         stream = self._streams.get(key)
@@ -146,7 +152,9 @@ class Outbox:
                 if len(self._streams) >= _STREAMS:
                     for old in [k for k, s in self._streams.items() if not s.pending]:
                         session.collector.sinks.pop(self._streams.pop(old).run, None)
+                    self._latest = None
                 stream = self._streams.setdefault(key, Stream(session, session.new_run(), function, options))
+        self._latest = stream
         return stream
 
     def send_batch(self, batch: Batch, chunksize: int | None) -> None:

@@ -46,14 +46,13 @@ class Stream:
         with self._lock:
             index = self._next
             self._next = index + 1
-            future = self.pending[index] = Future(self, index)
-            if _size(call) <= REPLAY_BYTES:
-                future._call = call
+            size = len(call) if type(call) is bytes else _size(call)
+            future = self.pending[index] = Future(self, index, call if size <= REPLAY_BYTES else None)
             buffer = self._buffer
             if not buffer:
                 self.session.outbox.waiting.append(self)
             buffer.append(call)
-            self._bytes += _size(call)
+            self._bytes += size
             # 256 calls count as full, however small.
             return future, max(self._bytes, len(buffer) << 8)
 
