@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser.lab import Server, find_chromium, launch, serve
+from tests.browser.lab import Notebook, Server, find_chromium, launch, open_notebook, serve
 
+Open = Callable[..., AbstractContextManager[Notebook]]
+IMPORTS = "import os, time\nfrom tests.notebooks.fake_batch import FakeBatch"
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,3 +47,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pictures go: QNB_PICTURES, else a temporary folder."""
     folder = os.environ.get("QNB_PICTURES")
     return Path(folder) if folder else tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture
+def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> Open:
+    """Opens a notebook of these cells."""
+
+    def opener(*cells: str) -> AbstractContextManager[Notebook]:
+        return written(server, browser, f"{request.node.name}.ipynb", IMPORTS, *cells)
+
+    return opener
+
+
+@contextlib.contextmanager
+def written(server: Server, browser: Browser, name: str, *cells: str) -> Iterator[Notebook]:
+    """Write a notebook of these cells and open it."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, server.root / name)
+    with open_notebook(server, browser, name) as notebook:
+        yield notebook

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-import nbformat
 import pytest
-from playwright.sync_api import Browser
 
-from tests.browser.lab import Notebook, Server, open_notebook
+from tests.browser.conftest import Open
+from tests.browser.lab import Notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-IMPORTS = "import os, time\nfrom tests.notebooks.fake_batch import FakeBatch"
-Open = Callable[..., AbstractContextManager[Notebook]]
-
-
-@pytest.fixture
-def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> Open:
-    """Opens a notebook of these cells."""
-
-    @contextlib.contextmanager
-    def opener(*cells: str) -> Iterator[Notebook]:
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (IMPORTS, *cells)])
-        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        name = f"{request.node.name}.ipynb"
-        nbformat.write(book, server.root / name)
-        with open_notebook(server, browser, name) as notebook:
-            yield notebook
-
-    return opener
-
 
 def done(notebook: Notebook) -> int:
     return int(notebook.page.locator(".qnb-bar").first.get_attribute("aria-valuenow") or -1)
@@ -43,7 +20,7 @@ def test_sizes_and_states_in_both_themes(write: Open, pictures: Path) -> None:
     cells = [
         "few = FakeBatch(3, name='train').play(60)\nfew",
         "many = FakeBatch(100_000, name='simulate', failing=0.02).play(600, step=20)\nmany",
-        "ended = FakeBatch(500, failing=0.05)\nended._play(0.01, 1)\nended",
+        "ended = FakeBatch(500, failing=0.05)\nended._play(0.2, 4)\nended",
         "new = FakeBatch(40, name='waiting')\nnew",
     ]
     with write(*cells) as notebook:
@@ -53,7 +30,7 @@ def test_sizes_and_states_in_both_themes(write: Open, pictures: Path) -> None:
             for width in (600, 1600):
                 notebook.show(dark=dark, width=width)
                 notebook.take_picture(pictures / f"batches-{'dark' if dark else 'light'}-{width}.png")
-        assert notebook.page.locator(".qnb-batch").count() == 3
+        assert notebook.page.locator(".qnb-batch").count() == 4
         assert notebook.console == []
 
 
@@ -73,7 +50,7 @@ def test_a_kernel_that_cannot_hear_while_busy_is_told_of(write: Open) -> None:
         notebook.ask("void (panel.sessionContext.session.kernel.commsOverSubshells = 'disabled')")
         notebook.start()
         notebook.page.get_by_role("button", name="Cancel").click()
-        notebook.page.get_by_text("The kernel is busy with a cell and will cancel after it").wait_for(timeout=3000)
+        notebook.page.get_by_text("The kernel is busy with a cell and will do this after it").wait_for(timeout=3000)
         notebook.wait_for_end(10)
         notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
 
@@ -83,7 +60,7 @@ def test_a_short_batch_leaves_no_error_behind(write: Open) -> None:
     with write(*["FakeBatch(3).play(0.05)"] * 5) as notebook:
         notebook.run_all()
         notebook.page.wait_for_timeout(3500)
-        assert notebook.page.get_by_text("3 calls").count() == 5
+        assert notebook.page.locator(".qnb-batch").get_by_text("3 calls").count() == 5
         assert notebook.console == []
 
 
@@ -103,7 +80,7 @@ def test_a_reloaded_page_goes_on(write: Open) -> None:
 COUNT = """
 from qnb.notebook.stage import STAGE
 widget, sent = STAGE.views()[0]._widget, []
-widget.send, send = lambda message: (sent.append(message["kind"]), send(message)), widget.send
+widget.send, send = lambda message, buffers=None: (sent.append(message["kind"]), send(message, buffers)), widget.send
 """
 
 

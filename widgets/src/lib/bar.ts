@@ -6,7 +6,7 @@ import { count, percent } from "./words";
 /** The bar by state, and below it what each colour means and how many calls it stands for. */
 export class Bar {
   readonly element: HTMLElement;
-  #track = make("div", "qnb-bar", { role: "progressbar", "aria-valuemin": "0" });
+  #track = make("div", "qnb-bar", { role: "progressbar", "aria-label": "Calls that have ended", "aria-valuemin": "0" });
   #legend = make("ul", "qnb-legend", { "aria-label": "Calls by state" });
 
   constructor() {

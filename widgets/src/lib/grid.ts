@@ -89,7 +89,7 @@ export class Grid {
 
   #layOut(columns: Column[], key: string): void {
     this.#laidOut = key;
-    this.#widths = columns.map(({ title }) => title.length + 2);
+    this.#widths = columns.map(({ title }) => title.length + 4);
     const heads = columns.map(({ id, title, number }) => {
       const button = make("button", "", { type: "button", title: `sort by ${title}` }, title);
       button.addEventListener("click", () => this.#asked.sort(id));

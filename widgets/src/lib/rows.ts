@@ -24,8 +24,8 @@ export class Rows {
   version = 0;
   /** The call that ended last; -1 before. */
   newest = -1;
-  /** Whether every result so far is a number. */
-  numeric = true;
+  #numbers = false;
+  #others = false;
 
   constructor(count: number, parameters: [string, boolean][]) {
     this.count = count;
@@ -61,8 +61,8 @@ export class Rows {
     for (const [place, indices, values] of texts) {
       const target = place < 0 ? this.texts : this.parameters[place]!.texts;
       indices.forEach((index, at) => (target[index] = values[at]!));
-      if (place < 0 && this.numeric) {
-        this.numeric = !indices.some((index) => this.states[index] === DONE && Number.isNaN(this.results[index]));
+      if (place < 0 && !this.#others) {
+        this.#others = indices.some((index) => this.states[index] === DONE && Number.isNaN(this.results[index]));
       }
     }
     this.version++;
@@ -77,7 +77,11 @@ export class Rows {
     put(this.started, new Float64Array(next()), index);
     const finished = new Float64Array(next());
     put(this.finished, finished, index);
-    if (wire.numbers) put(this.results, new Float64Array(next()), index);
+    if (wire.numbers) {
+      const results = new Float64Array(next());
+      this.#numbers ||= results.some((result) => !Number.isNaN(result));
+      put(this.results, results, index);
+    }
     let latest = -Infinity;
     for (let at = 0; at < states.length; at++) {
       const place = index ? index[at]! : at;
@@ -86,6 +90,11 @@ export class Rows {
         if (finished[at]! >= latest) [latest, this.newest] = [finished[at]!, place];
       }
     }
+  }
+
+  /** Whether there are results, and every one so far is a number. */
+  get numeric(): boolean {
+    return this.#numbers && !this.#others;
   }
 
   state(index: number): State {
