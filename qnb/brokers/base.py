@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LEASE = 10.0
 PRESENCE_SECONDS = 3.0
+PROBE_PREFIX = "probe-"  # what queues are called that a probe makes
 
 
 @dataclass(frozen=True, slots=True)

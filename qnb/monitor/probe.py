@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from qnb.brokers.base import Broker, Consumer, Delivery, QueueSpec
+from qnb.brokers.base import PROBE_PREFIX, Broker, Consumer, Delivery, QueueSpec
 from qnb.errors import QnbError
 from qnb.features import Support
 from qnb.message import Envelope, Note
@@ -20,7 +20,7 @@ PROBE_SECONDS = 9.0  # for all features together, with what it takes to clean up
 LEASE_SECONDS = 1.0
 STOP_SECONDS = 1.0
 LEFT_SECONDS = 60.0  # a probe's queue that is so old is nobody's: its server hung when it was to be removed
-_WORD = "probe-"
+_WORD = PROBE_PREFIX
 
 
 @dataclass(frozen=True, slots=True)

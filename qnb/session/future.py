@@ -57,11 +57,11 @@ class _MadeWhenNeeded:
 
     def __get__(self, future: Future, owner: type) -> threading.Condition:
         with _making:
-            made = future.__dict__.get("_condition")
+            made: threading.Condition | None = future.__dict__.get("_condition")
             if made is None:  # no other thread was first
-                future._waiters, future._done_callbacks = [], []
-                made = future.__dict__["_condition"] = threading.Condition()
-        return made  # type: ignore[no-any-return]
+                made = threading.Condition()
+                future.__dict__ |= {"_waiters": [], "_done_callbacks": [], "_condition": made}
+        return made
 
 
 class Future(concurrent.futures.Future[Any], Referable):

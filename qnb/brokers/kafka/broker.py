@@ -28,7 +28,7 @@ from qnb.brokers.kafka.consumer import KafkaConsumer
 from qnb.brokers.kafka.context import Context
 from qnb.brokers.kafka.member import commit_here
 from qnb.brokers.kafka.publisher import Publisher
-from qnb.brokers.kafka.records import DEAD, REASON, Names, Record, base_of, headers_of, key_of
+from qnb.brokers.kafka.records import DEAD, REASON, Names, Record, base_of, headers_of, is_probe, key_of
 from qnb.brokers.kafka.shelf import Place
 from qnb.brokers.kafka.topics import PARTITIONS, TopicOptions, Topics
 from qnb.errors import BrokerError, BrokerUnavailable, PublishFailed, QnbError, Unsupported
@@ -108,7 +108,7 @@ class KafkaBroker:
         deadline = time.monotonic() + _OWNERS_SECONDS
         bases = {self._names.topic(pair[0]) for topic in topics if (pair := self._names.queue_of(topic))}
         while time.monotonic() < deadline:
-            owned = {topic for topic, _ in self._owned()}
+            owned = {topic for topic, _ in self._owned(topics)}
             if not owned & bases or owned >= {topic for topic in topics if not topic.endswith(DEAD)}:
                 return
             time.sleep(0.02)
@@ -236,7 +236,7 @@ class KafkaBroker:
         if not ends:
             return 0
         commit_here(self._context_key())
-        owned = set(self._owned()) & set(ends)
+        owned = set(self._owned(topics)) & set(ends)
         count = self._ask_to_purge(queue, ends, owned) if owned else 0
         free = {place: end for place, end in ends.items() if place not in owned}
         if free:
@@ -245,16 +245,19 @@ class KafkaBroker:
             count += sum(depths.get(place, 0) for place in free)
         return count
 
-    def _owned(self) -> list[Place]:
-        """The partitions that a member of the group has, as soon as that is settled."""
+    def _owned(self, topics: Sequence[str]) -> list[Place]:
+        """The partitions that members of the groups of these topics have, as soon as that is settled."""
         deadline = time.monotonic() + _OWNERS_SECONDS
-        group = self._topics.group()
-        while group.state not in _SETTLED and time.monotonic() < deadline:
-            time.sleep(0.02)
-            group = self._topics.group()
+        members: list[Any] = []
+        for name in self._names.groups(topics):
+            group = self._topics.group(name)
+            while group.state not in _SETTLED and time.monotonic() < deadline:
+                time.sleep(0.02)
+                group = self._topics.group(name)
+            members += group.members
         return [
             (each.topic, each.partition)
-            for member in group.members
+            for member in members
             if member.assignment
             for each in member.assignment.topic_partitions
         ]
@@ -296,6 +299,8 @@ class KafkaBroker:
         if topics:
             self._bus.say(Talk("removed", queue, self._name, 0, [(topic, 0, 0) for topic in topics]))
             self._topics.remove(topics)
+        if is_probe(queue):
+            self._topics.remove_group(self._names.group(queue))
 
     def dead_letters(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
         self._check()

@@ -53,7 +53,8 @@ class KafkaConsumer:
             topics.ensure(topics.names.topic(queue) for queue in self._queues)
             self._context.bus.listen(self._keeper.hear)
             topics.refresh()
-            self._member.start([topic for queue in self._queues for topic in topics.of_queue(queue)])
+            mine = [topic for queue in self._queues for topic in topics.of_queue(queue)]
+            self._member.start(mine, topics.names.group(next(iter(self._queues), "")))
             self._keeper.start(self._member)
 
     def take_from(self, queues: Sequence[str]) -> None:

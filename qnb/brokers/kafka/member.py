@@ -72,9 +72,11 @@ class Member:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._topics: list[str] = []
+        self.group = ""
 
-    def start(self, topics: Sequence[str]) -> None:
+    def start(self, topics: Sequence[str], group: str) -> None:
         """Join the group."""
+        self.group = group
         low, high = self.context.bounds()
         session = min(max(self._lease, low, _LEAST_SESSION), high)
         settings = {
@@ -88,7 +90,7 @@ class Member:
             "queued.min.messages": 2000,
             "queued.max.messages.kbytes": 32_768,
             **self.context.settings,
-            "group.id": self.context.topics.names.group,
+            "group.id": self.group,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "on_commit": self._committed,

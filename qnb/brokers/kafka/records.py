@@ -6,9 +6,11 @@ import itertools
 import re
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from qnb.brokers.base import PROBE_PREFIX
 from qnb.errors import ConfigurationError
 from qnb.settings import Address
 
@@ -30,12 +32,17 @@ def base_of(address: Address) -> str:
     return f"{prefix}."
 
 
+def is_probe(queue: str) -> bool:
+    """Whether it was made to try a feature, and goes soon."""
+    return queue.startswith(PROBE_PREFIX)
+
+
 class Names:
     """The topics of a prefix: `q.` and the queue, its levels `.p1` … `.p9`, `.later` and `.dead`; `bus` and `peers`."""
 
     def __init__(self, base: str) -> None:
         self.base = base
-        self.group = f"{base}workers"
+        self._group = f"{base}workers"
         self.leases = f"{base}leases"
         self.bus, self.peers = f"{base}bus", f"{base}peers"
         self._start = f"{base}q."
@@ -49,6 +56,15 @@ class Names:
         if len(name) > _TOPIC_LENGTH - len(LATER):
             raise ConfigurationError(f"queue name {queue!r} is too long for a Kafka topic ({_TOPIC_LENGTH} characters)")
         return f"{name}.p{priority}" if priority else name
+
+    def group(self, queue: str) -> str:
+        """The group of those who take from a queue: all workers are in one. A probe's queue has its own: who joins a
+        group makes all in it share their partitions anew, and ten queues that come and go would do little else."""
+        return f"{self.base}{self.topic(queue)}" if is_probe(queue) else self._group
+
+    def groups(self, topics: Iterable[str]) -> list[str]:
+        """The groups of all who take from these topics."""
+        return list(dict.fromkeys(self.group(pair[0]) for topic in topics if (pair := self.queue_of(topic))))
 
     def later(self, queue: str) -> str:
         return self.topic(queue) + LATER

@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, OffsetSpec
 
-from qnb.brokers.kafka.client import GONE, PATIENCE, UNAVAILABLE, code_of, translate
+from qnb.brokers.kafka.client import GONE, PATIENCE, UNAVAILABLE, code_of, log, translate
 from qnb.brokers.kafka.ledger import not_waiting
 from qnb.brokers.kafka.records import DEAD, LEVELS, Names
 from qnb.errors import BrokerError
@@ -220,7 +220,9 @@ class Topics:
         places = self.places(topics)
         if not places:
             return {}
-        commits = self.commits(self.names.group, places)
+        commits: dict[tuple[str, int], tuple[int, str]] = {}
+        for group in self.names.groups(topics):
+            commits |= self.commits(group, places)
         begins, ends = self.ends(places, first=True), self.ends(places)
         found = {}
         for place, end in ends.items():
@@ -255,14 +257,19 @@ class Topics:
         except KafkaException:
             return None
 
-    def group(self) -> Any:
-        """The group of workers as its coordinator describes it."""
-        name = self.names.group
+    def group(self, name: str) -> Any:
+        """A group as its coordinator describes it."""
 
         def ask() -> Any:
             return self._admin.describe_consumer_groups([name])[name].result(REQUEST_SECONDS)
 
         return self._patiently(f"describe group {name}", ask)
+
+    def remove_group(self, name: str) -> None:
+        """Forget a group that nobody is in; where the server will not, it does so by itself some day."""
+        error = _outcome(self._admin.delete_consumer_groups([name])[name])
+        if error is not None and code_of(error) != KafkaError.GROUP_ID_NOT_FOUND:
+            log.info("%s: remove group %s: %s", self._url, name, error)
 
     def session_bounds(self) -> tuple[float, float]:
         """Between which a session timeout may lie, in seconds; the usual ones where this user may not ask."""
