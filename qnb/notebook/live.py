@@ -30,6 +30,10 @@ HEARTBEAT = 2.0
 GRACE, AWAY = 5.0, 600.0
 # How often the HTML in outputs is brought up to date while it is hidden behind the view, for who saves the notebook.
 REFRESH = 30.0
+# How long a widget outlives outputs that were cleared: the page may still be taking them down.
+CLEARED = 1.0
+# How long after its first word an output becomes HTML: the page is still putting the widget in place.
+SETTLED = 0.5
 
 Message = dict[str, Any]
 Buffers = list[Any]
@@ -56,6 +60,7 @@ class LiveView:
         self._sent_at = self._refreshed_at = time.monotonic()
         self._left_at = time.monotonic() + GRACE
         self._swapped = False
+        self._swap_at: float | None = None
         self._widget: Widget | None = None
 
     # For subclasses ------------------------------------------------------------------------------------------
@@ -130,7 +135,7 @@ class LiveView:
         """
         with self._lock:
             self._refreshed_at = time.monotonic()
-            self._swapped = True
+            self._swapped, self._swap_at = True, None
             data = self._marked() if self._outputs else {}
             for publisher, display_id, _ in self._outputs:
                 publisher.publish(data=data, transient={"display_id": display_id}, update=True)
@@ -150,6 +155,7 @@ class LiveView:
                 return
             self._outputs = [output for output in self._outputs if output[2] != cell]
             if not self._outputs:
+                self._left_at = time.monotonic() + CLEARED
                 self.freed.set()
         STAGE.wake()
 
@@ -157,10 +163,12 @@ class LiveView:
 
     def draw(self) -> bool:
         if self.freed.is_set():
-            return self._leave()
+            return self._leave() if time.monotonic() >= self._left_at else True
         self._answer()
         if self.over() and not self.finished.is_set():
             self.finish()
+        if self._swap_at is not None and time.monotonic() >= self._swap_at:
+            self.publish()
         if self._seen():
             self._send()
         if self._alone() and time.monotonic() >= self._left_at:
@@ -169,8 +177,9 @@ class LiveView:
 
     def due(self) -> float | None:
         if self.freed.is_set():
-            return 0.0
+            return self._left_at
         dues = [self._left_at] if self._alone() else []
+        dues += [] if self._swap_at is None else [self._swap_at]
         if self._seen():
             dues += [] if self.finished.is_set() else [self._sent_at + HEARTBEAT]
             dues += [] if (news := self.next_news()) is None else [news]
@@ -265,7 +274,7 @@ class LiveView:
             self._whole = self._whole or kind == "ready"
             self.touched = True
         if message.get("swap") and not self._swapped:
-            self.publish()
+            self._swap_at = time.monotonic() + SETTLED
         self.watched(self._seen())
 
 

@@ -10,6 +10,7 @@ from tests.notebooks.kernel import Kernel, start_kernel
 LEAVE = """
 from qnb.notebook.stage import STAGE
 for view in STAGE.views():
+    view._left_at = 0.0
     view.freed.set()
 STAGE.wake()
 """

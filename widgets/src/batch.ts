@@ -44,6 +44,8 @@ class BatchView extends LiveView<BatchStore> {
   #order: Uint32Array | null = null;
   #opened = -1;
   #fetching = false;
+  #narrow = false;
+  #sizes: ResizeObserver | null = null;
   #cancelling = false;
 
   constructor(channel: Channel<BatchStore>) {
@@ -58,8 +60,20 @@ class BatchView extends LiveView<BatchStore> {
     this.#code.addEventListener("click", () => void this.#copy());
     const parts = [this.#head, this.#bar, this.#failures, this.#toolbar, this.#grid, this.#timeline, this.#detail];
     this.element.append(...parts.map((part) => part.element), this.#again);
+    if (typeof ResizeObserver !== "undefined") {
+      this.#sizes = new ResizeObserver(([entry]) => {
+        this.#narrow = entry !== undefined && entry.contentRect.width > 0 && entry.contentRect.width < NARROW;
+        this.soon();
+      });
+      this.#sizes.observe(this.element);
+    }
     const again = channel.choices.get("again");
     if (again) this.#place(again as string);
+  }
+
+  override close(): void {
+    this.#sizes?.disconnect();
+    super.close();
   }
 
   protected draw(now: number): void {
@@ -80,8 +94,7 @@ class BatchView extends LiveView<BatchStore> {
     if (this.#drawn.rows !== rows) this.#columns = columnsOf(rows);
     const table = this.#choice.tab === "results";
     const elapsed = picture.over ? picture.elapsed : picture.elapsed + (now - picture.at) / 1000;
-    const narrow = (this.element.clientWidth || NARROW) < NARROW;
-    const shown = this.#choice.columns ?? usual(this.#columns, narrow);
+    const shown = this.#choice.columns ?? usual(this.#columns, this.#narrow);
     this.#arrange(rows, elapsed, picture.over, now);
     this.#grid.element.hidden = !table;
     this.#timeline.element.hidden = table;

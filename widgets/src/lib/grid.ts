@@ -1,14 +1,12 @@
 import type { Column } from "./columns";
-import { make, resize, setAttribute, setText } from "./dom";
+import { make, setAttribute } from "./dom";
+import { Line } from "./line";
 import type { Rows } from "./rows";
 
 export const ROW = 24;
 /** Rows that are seen at once, and those beyond that are drawn so that scrolling shows no gap. */
 const SEEN = 10;
-const BEYOND = 8;
-/** Characters that a column may take. */
-const WIDEST = 40;
-const WIDEST_RESULT = 56;
+const BEYOND = 5;
 
 export interface Asked {
   sort(column: string): void;
@@ -24,6 +22,10 @@ export class Grid {
   #scroller: HTMLElement;
   #columns: Column[] = [];
   #widths: number[] = [];
+  #lines: Line[] = [];
+  #sized = false;
+  /** How far it is scrolled: asking the page for it while it is being changed would have it laid out at once. */
+  #top = 0;
   #laidOut = "";
   #order: Uint32Array | null = null;
   #rows: Rows | null = null;
@@ -43,8 +45,9 @@ export class Grid {
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#scroller.addEventListener("keydown", (event) => this.#key(event));
     this.#body.addEventListener("click", (event) => {
-      const line = (event.target as Element).closest<HTMLElement>("[data-place]");
-      if (line) this.#open(Number(line.dataset.place));
+      const row = (event.target as Element).closest("[role=row]");
+      const line = this.#lines.find(({ element }) => element === row);
+      if (line) this.#open(line.place);
     });
   }
 
@@ -79,11 +82,12 @@ export class Grid {
   }
 
   #goTo(top: number): void {
-    if (Math.abs(this.#scroller.scrollTop - top) > 1) this.#scroller.scrollTop = top;
+    if (Math.abs(this.#top - top) > 1) this.#scroller.scrollTop = this.#top = top;
     if (top === 0) this.#following = false;
   }
 
   #scrolled(): void {
+    this.#top = this.#scroller.scrollTop;
     this.#paint();
   }
 
@@ -96,7 +100,8 @@ export class Grid {
       return make("div", number ? "qnb-number" : "", { role: "columnheader" }, button);
     });
     this.#head.replaceChildren(...heads);
-    this.#body.replaceChildren();
+    this.#resize(0);
+    this.#sized = false;
     setAttribute(this.#scroller, "aria-colcount", `${columns.length}`);
   }
 
@@ -104,53 +109,35 @@ export class Grid {
   #paint(): void {
     const rows = this.#rows;
     if (!rows) return;
-    const first = Math.max(0, Math.floor(this.#scroller.scrollTop / ROW) - BEYOND);
-    const last = Math.min(this.length, first + SEEN + 2 * BEYOND + 1);
-    resize(this.#body, Math.max(0, last - first), () => this.#blank());
+    const size = Math.min(this.length, SEEN + 2 * BEYOND + 1);
+    const first = Math.max(0, Math.min(this.length - size, Math.floor(this.#top / ROW) - BEYOND));
+    const last = first + size;
+    this.#resize(size);
     const lacking: number[] = [];
     let wider = false;
+    // a row keeps its element for as long as it is near, so that scrolling a little changes little
     for (let place = first; place < last; place++) {
       const index = this.#order ? this.#order[place]! : place;
-      wider = this.#line(this.#body.children[place - first] as HTMLElement, place, index, rows) || wider;
+      const mark = `${index === this.#opened ? " qnb-opened" : ""}${place === this.#active ? " qnb-active" : ""}`;
+      const view = { columns: this.#columns, elapsed: this.#elapsed, mark, widths: this.#widths, height: ROW };
+      wider = this.#lines[place % size]!.draw(place, index, rows, view) || wider;
       if (rows.lacks(index)) lacking.push(index);
     }
-    if (wider) this.#scroller.style.setProperty("--qnb-columns", this.#widths.map((width) => `${width}ch`).join(" "));
+    if (wider || !this.#sized) {
+      this.#sized = true;
+      this.#scroller.style.setProperty("--qnb-columns", this.#widths.map((width) => `${width}ch`).join(" "));
+      this.#scroller.style.setProperty("--qnb-width", `${this.#widths.reduce((sum, width) => sum + width, 0)}ch`);
+    }
     if (lacking.length) this.#asked.texts(lacking);
   }
 
-  #blank(): HTMLElement {
-    const cells = this.#columns.map(({ id, number }) => {
-      const cell = make("div", number ? "qnb-number" : "", { role: "gridcell" });
-      if (id === "state") cell.append(make("i"), make("span"));
-      return cell;
-    });
-    return make("div", "qnb-grid-row", { role: "row" }, ...cells);
-  }
-
-  #line(line: HTMLElement, place: number, index: number, rows: Rows): boolean {
-    const state = rows.state(index);
-    const chosen = `${index === this.#opened ? " qnb-opened" : ""}${place === this.#active ? " qnb-active" : ""}`;
-    setAttribute(line, "class", `qnb-grid-row qnb-row-${state}${chosen}`);
-    setAttribute(line, "aria-rowindex", `${place + 2}`);
-    setAttribute(line, "data-place", `${place}`);
-    const top = `translateY(${place * ROW}px)`;
-    if (line.style.transform !== top) line.style.transform = top;
-    let wider = false;
-    this.#columns.forEach((column, at) => {
-      const cell = line.children[at]!;
-      const text = column.text(index, this.#elapsed);
-      if (column.id === "state") {
-        setAttribute(cell.firstElementChild!, "class", `qnb-dot qnb-${state}`);
-        setText(cell.lastElementChild!, text);
-      } else setText(cell, text);
-      if (column.id === "result") setAttribute(cell, "class", rows.bad(index) ? "qnb-error" : column.number ? "qnb-number" : null);
-      const width = Math.min(column.id === "result" ? WIDEST_RESULT : WIDEST, text.length + (column.id === "state" ? 4 : 2));
-      if (width > this.#widths[at]!) {
-        this.#widths[at] = width;
-        wider = true;
-      }
-    });
-    return wider || !this.#scroller.style.getPropertyValue("--qnb-columns");
+  #resize(size: number): void {
+    for (const line of this.#lines.splice(size)) line.element.remove();
+    while (this.#lines.length < size) {
+      const line = new Line(this.#columns);
+      this.#lines.push(line);
+      this.#body.append(line.element);
+    }
   }
 
   /** From now on nothing scrolls but by hand. */
@@ -176,9 +163,9 @@ export class Grid {
       this.hold();
       this.#active = Math.min(this.length - 1, Math.max(0, this.#active + step));
       const top = this.#active * ROW;
-      const { scrollTop, clientHeight } = this.#scroller;
-      if (top < scrollTop) this.#scroller.scrollTop = top;
-      else if (top + 2 * ROW > scrollTop + clientHeight) this.#scroller.scrollTop = top + 2 * ROW - clientHeight;
+      const { clientHeight } = this.#scroller;
+      if (top < this.#top) this.#goTo(top);
+      else if (top + 2 * ROW > this.#top + clientHeight) this.#goTo(top + 2 * ROW - clientHeight);
       this.#paint();
     } else return;
     event.preventDefault();

@@ -119,7 +119,10 @@ export function entry<S extends Store>(store: () => S, view: (channel: Channel<S
       render({ model, el }: { model: Model; el: HTMLElement }): () => void {
         const made = view(open(model)).start(el.closest(".jp-OutputArea") !== null);
         el.append(made.element);
-        return () => made.close();
+        return () => {
+          made.close();
+          made.element.remove(); // the widget manager keeps `el` for a long time
+        };
       },
     };
   };
