@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 4 << 30  # of a file in ./.qnb/; a file that somebody has named has no bound but the one he names
 YOUNG_SECONDS = 3600.0  # what is younger stays in any case: it may belong to calls that have not run yet
 _ROWS = 64
+# Of outcomes neither what schedules keep there, nor whose the keys of `key=` are.
+_ONLY = {"blobs": "", "outcomes": " AND run NOT LIKE 'schedules%' AND run NOT LIKE '%.t' AND run NOT LIKE 'key-%'"}
 _KEYS = {"blobs": ("name",), "outcomes": ("run", "first")}
 
 
@@ -65,7 +67,8 @@ class Room:
 
     def _drop(self, engine: Rows, table: str, old: float) -> int:
         name, keys = engine.names[table], _KEYS[table]
-        query = f"SELECT {', '.join(keys)} FROM {name} WHERE expires_at < :old ORDER BY expires_at LIMIT {_ROWS}"
+        where = f"expires_at < :old{_ONLY[table]}"
+        query = f"SELECT {', '.join(keys)} FROM {name} WHERE {where} ORDER BY expires_at LIMIT {_ROWS}"
         found = [dict(zip(keys, row, strict=True)) for row in engine.rows(query, {"old": old})]
         if found:
             engine.run([f"DELETE FROM {name} WHERE {' AND '.join(f'{key} = :{key}' for key in keys)}"], found)

@@ -32,6 +32,11 @@ def part_names(key: str, size: int) -> list[str]:
     return [key] if count <= 1 else [f"{key}-{number}" for number in range(count)]
 
 
+def names_of(blob: Blob) -> list[tuple[str, int]]:
+    """Name and size of everything a blob is made of."""
+    return [(blob.key, blob.size), *blob.buffers]
+
+
 def put_parts(put: Put, signer: Signer, key: str, size: int, read: Read) -> None:
     """Store content under its name; `read` gives what is at an offset, of so many bytes."""
     for number, name in enumerate(part_names(key, size)):

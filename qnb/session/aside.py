@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from qnb.backends.base import Backend
+from qnb.backends.base import RESULT_SECONDS, Backend
 from qnb.codec.parts import put_object, put_parts
 from qnb.codec.payloads import PLAIN, encode_columns, encode_pickled
 from qnb.codec.pickling import Apart, dumps, dumps_apart, dumps_small
@@ -15,6 +15,7 @@ from qnb.codec.references import Call, Referable, Reference, dumps_referring, en
 from qnb.codec.signing import Signer
 from qnb.errors import CannotPickle, StorageFull
 from qnb.message import Blob
+from qnb.settings import parse_url
 
 LARGE_BYTES = 4 << 20  # an argument from this size on is put aside
 SHARED_BYTES = 1 << 16  # and one from this size on that many calls have
@@ -49,6 +50,8 @@ class Aside:
         self._large = LARGE_BYTES if limit is None else min(LARGE_BYTES, limit // 2)
         self._seen: dict[tuple[int, int, int], None] = {}  # what large arguments looked like
         self._stored: dict[str, float] = {}
+        expires = parse_url(backend.url).number("expires", RESULT_SECONDS) if backend.blobs else 0.0
+        self._trusted = min(_STORED_SECONDS, expires / 4)
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any], memo: Memo | None = None) -> bytes | Call:
         """One call; with `memo` one of a run that is known whole."""
@@ -93,8 +96,9 @@ class Aside:
         size = len(pickled) + sum(memory.nbytes for memory in apart.buffers)
         if size < SHARED_BYTES:
             return None
-        shared = memo.often(value) if memo is not None else self._again(pickled, apart)
-        if not shared and size < self._large:
+        # What a run's calls were given is one object for all of them; what submits were given only looks the same.
+        shared = memo is not None and memo.often(value)
+        if not shared and size < self._large and (memo is not None or not self._again(pickled, apart)):
             return None
         try:
             return put_object(self.store, pickled, apart, shared)
@@ -115,7 +119,7 @@ class Aside:
     def store(self, key: str, content: bytes | memoryview) -> None:
         """Put content into the blob store, unless this session has just done so."""
         now = time.monotonic()
-        if now - self._stored.get(key, -_STORED_SECONDS) >= _STORED_SECONDS:
+        if now - self._stored.get(key, -self._trusted) >= self._trusted:
             view = memoryview(content)
             put, size = self._backend.put_blob, len(view)
             put_parts(put, self._signer, key, size, lambda at, length: bytes(view[at : at + length]))

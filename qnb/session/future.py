@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qnb import message
 from qnb.codec.output import Heard
+from qnb.codec.payloads import PLAIN
 from qnb.codec.references import Call, Referable
 from qnb.errors import ConfigurationError
 from qnb.message import STATES, Display, Function, Progress, ValueOf, task_id
@@ -20,6 +22,7 @@ from qnb.session.echo import Echo, await_telling, in_kernel
 if TYPE_CHECKING:
     from qnb.session.session import Session
 
+SMALL_BYTES = 65536
 _OVER = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 
 
@@ -29,6 +32,11 @@ class Owner(Protocol):
     run: str
     session: Session
     function: Function
+
+
+def is_small(value: Any) -> bool:
+    """Whether a value is plain, and takes no room worth sparing."""
+    return type(value) in PLAIN and sys.getsizeof(value) < SMALL_BYTES
 
 
 def to_refer(owner: Owner, backend: Any, here: bool, what: str) -> bool:
@@ -226,6 +234,8 @@ class Future(concurrent.futures.Future[Any], Referable):
     def reference(self, backend: Any) -> ValueOf | None:
         """What stands for its value; None when that is here, and cannot be had from this backend."""
         here = self._state == FINISHED and self._exception is None
+        if here and is_small(self._result):
+            return None  # it is sent along: nothing has to be there any more
         if not to_refer(self._owner, backend, here, f"task {self.id}"):
             return None
         return ValueOf(self._owner.run, self._index, 1, True, self._owner.function.name)

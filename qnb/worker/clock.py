@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 30.0  # between looks for schedules that nobody has told of
 PUBLISH_SECONDS = 1.0  # between attempts to publish a tick that was claimed
 LATE_SECONDS = 5.0
+FAULT_MOST_SECONDS = 60.0
 _SHORTEST = 0.02
 
 
@@ -42,6 +43,7 @@ class _Schedule:
     due: float  # when the last tick was due that is known to be fired; before the first, when it all began
     number: int = -1  # of that tick
     at: float = 0.0  # when to look at it again
+    faults: int = 0  # in a row
     mine: tuple[int, Tick, float] | None = None  # claimed here and not published: until when
 
 
@@ -96,7 +98,14 @@ class Clock:
             self._look(now)
         for run, schedule in list(self._all.items()):
             if schedule.at <= now and not self._worker.closing:
-                self._see_to(run, schedule, now)
+                try:
+                    self._see_to(run, schedule, now)
+                except QnbError as error:  # the others are not to wait for it
+                    schedule.faults += 1
+                    schedule.at = max(schedule.at, now + min(FAULT_MOST_SECONDS, 2.0**schedule.faults))
+                    log.warning("schedule %s: %s", run, error)
+                else:
+                    schedule.faults = 0
         times = [self._look_at, *(schedule.at for schedule in self._all.values())]
         return max(_SHORTEST, min(times) - time.time())
 

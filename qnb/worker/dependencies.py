@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import spans_of
+from qnb.codec.parts import names_of
 from qnb.codec.references import REFERRING, blobs_of, decode_referring, split_values
 from qnb.codec.signing import NOTE, OUTCOMES, decode, encode
-from qnb.errors import MessageError
-from qnb.message import DONE, FAILED, WORKER_PREFIX, Blob, Command, Frame, Note, Outcomes, Stored
-from qnb.worker.files import names_of
+from qnb.errors import MessageError, QnbError
+from qnb.message import DONE, FAILED, WORKER_PREFIX, Blob, Command, Frame, Note, Outcomes, Stored, ValueOf
 from qnb.worker.graph import Known
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 10.0
 LOOK_SECONDS, LOOK_MOST_SECONDS = 0.05, 2.0
+GONE_SECONDS = 30.0  # after which it is asked whether a run is still known; it is written down a moment after it began
 _SPANS = 1000  # asked for at once
 
 
@@ -33,35 +36,91 @@ class Dependencies:
         self._worker = worker
         self._followed: dict[str, float] = {}
         self._reply_to: dict[str, str] = {}  # by run, a session that may know of it
+        self._since: dict[str, float] = {}  # when something of a run was first waited for
         self._look_at = self._pause = 0.0
+        self._notes: deque[Note] = deque()
+        self._work = threading.Event()
 
     def taken(self, frame: Frame) -> None:
         """A frame has been taken, some of whose calls may wait for others: hear of them, then look."""
         graph = self._worker.logic.graph
+        referred = [each for _, references in decode_referring(frame.args) for each in references]
+        needed = {each.run for each in referred if isinstance(each, ValueOf)}
         with self._worker.lock:
-            runs = graph.runs
-        for run in runs if frame.reply_to else ():
-            self._reply_to.setdefault(run, frame.reply_to)
+            runs = [run for run in needed if graph.wants(run)]
+        now = time.monotonic()
+        for run in runs:
+            self._since.setdefault(run, now)
+            if frame.reply_to:
+                self._reply_to.setdefault(run, frame.reply_to)
         if runs:
-            self._follow(runs)
-            self._look(runs)
-            self._pause, self._look_at = LOOK_SECONDS, time.monotonic() + LOOK_SECONDS
+            self._try(runs)
+            self._work.set()
 
-    def tend(self) -> float | None:
+    def heard(self, note: Note) -> None:
+        """Another worker has told outcomes, or that there are some."""
+        self._notes.append(note)
+        self._work.set()
+
+    def run(self) -> None:
+        """A thread: what is fetched here may be large, and nothing else waits for it."""
+        while not self._worker.stopped.is_set():
+            pause = self._tend()
+            self._work.wait(min(1.0, pause) if pause is not None else 1.0)
+            self._work.clear()
+            while self._notes:
+                self._take_note(self._notes.popleft())
+
+    def _tend(self) -> float | None:
         """Look again, from time to time; in how many seconds next, None where nothing waits."""
         with self._worker.lock:
             runs = self._worker.logic.graph.runs
         if not runs:
-            self._followed.clear()
-            self._reply_to.clear()
+            for kept in (self._followed, self._reply_to, self._since):
+                kept.clear()
+            self._pause = 0.0
             return None
         now = time.monotonic()
         if now >= self._look_at:
             self._pause = min(LOOK_MOST_SECONDS, max(LOOK_SECONDS, 2 * self._pause))
             self._look_at = now + self._pause
+            self._try(runs)
+            self._give_up([run for run in runs if now - self._since.setdefault(run, now) > GONE_SECONDS])
+        return max(0.01, self._look_at - now)
+
+    def _try(self, runs: Sequence[str]) -> None:
+        try:
             self._follow(runs)
             self._look(runs)
-        return max(0.01, self._look_at - now)
+        except QnbError as error:  # the frames are held: the next look may find what they wait for
+            log.warning("cannot look for what calls wait for, trying on: %s", error)
+
+    def _give_up(self, runs: Sequence[str]) -> None:
+        """Of a run that nobody knows any more no value will come: it was forgotten, or has expired."""
+        worker = self._worker
+        for run in runs if worker.backend.durable else ():
+            self._since[run] = time.monotonic()
+            try:
+                if worker.backend.load_run(run) is not None:
+                    continue
+            except QnbError as error:
+                log.warning("cannot look for run %s: %s", run, error)
+                continue
+            with worker.lock:
+                missing = worker.logic.graph.missing(run)
+            gone = MessageError(f"its value is no longer in {worker.backend.url}: submit it again")
+            worker.learn(run, dict.fromkeys(missing, Known(FAILED, b"", own_failure(gone))))
+
+    def _take_note(self, note: Note) -> None:
+        signer = self._worker.signer
+        try:
+            if note.kind == "outcomes":
+                self._take_in([signer.unpack(OUTCOMES, note.body, Outcomes)])
+            elif note.kind == "stored":
+                run, first, count = decode(signer.unseal(NOTE, note.body), tuple[str, int, int])
+                self._learn(self._worker.backend.fetch_many(run, [(first, count)]))
+        except QnbError as error:
+            log.warning("a note is not taken in: %s", error)
 
     def _follow(self, runs: Sequence[str]) -> None:
         """Have the other workers tell this one, too, what becomes of these runs."""
@@ -99,24 +158,18 @@ class Dependencies:
             peers.append(self._reply_to[run])
         self._tell("outcomes", {"peer": worker.peer, "run": run, "spans": list(spans)}, peers)
 
-    def heard(self, note: Note) -> None:
-        """Another worker has told outcomes, or that there are some."""
-        signer = self._worker.signer
-        if note.kind == "outcomes":
-            self._take_in([signer.unpack(OUTCOMES, note.body, Outcomes)])
-        else:
-            run, first, count = decode(signer.unseal(NOTE, note.body), tuple[str, int, int])
-            self._learn(self._worker.backend.fetch_many(run, [(first, count)]))
-
     def stored(self, records: Sequence[Stored], refused: Sequence[Stored]) -> None:
         """This worker has stored outcomes: all but those refused, of which there are others."""
         graph = self._worker.logic.graph
         if not graph.blocked:
             return
-        self._learn([record for record in records if graph.wants(record.run) and record not in refused])
-        for record in refused:
-            if graph.wants(record.run):
-                self._learn(self._worker.backend.fetch_many(record.run, [(record.first, record.count)]))
+        try:
+            self._learn([record for record in records if graph.wants(record.run) and record not in refused])
+            for record in refused:
+                if graph.wants(record.run):
+                    self._learn(self._worker.backend.fetch_many(record.run, [(record.first, record.count)]))
+        except QnbError as error:  # they are stored: the next look finds them
+            log.warning("cannot look for what calls wait for, trying on: %s", error)
 
     def _learn(self, records: Sequence[Stored]) -> None:
         found = []
@@ -125,15 +178,20 @@ class Dependencies:
                 found.append(self._worker.signer.unpack(OUTCOMES, record.data, Outcomes))
             except MessageError as error:  # of someone with another key, or altered: it is not opened
                 log.warning("a stored outcome of run %s is refused: %s", record.run, error)
+                self._refuse(record, error)
         self._take_in(found)
+
+    def _refuse(self, record: Stored, error: MessageError) -> None:
+        """The first outcome stored stays, and this one is not opened: who waits for it fails with the reason."""
+        with self._worker.lock:
+            wanted = self._worker.logic.graph.wanted(record.run, record.first, record.count)
+        self._worker.learn(record.run, dict.fromkeys(wanted, Known(FAILED, b"", own_failure(error))))
 
     def _take_in(self, records: Sequence[Outcomes]) -> None:
         worker = self._worker
         for outcomes in records:
             with worker.lock:
-                missing = worker.logic.graph.missing(outcomes.run)
-            stop = outcomes.first + outcomes.count
-            wanted = [index for index in missing if outcomes.first <= index < stop]
+                wanted = worker.logic.graph.wanted(outcomes.run, outcomes.first, outcomes.count)
             if wanted:
                 worker.learn(outcomes.run, self._known(outcomes, wanted))
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
-from qnb.codec.parts import get_parts, put_parts
+from qnb.codec.parts import get_parts, names_of, put_parts
+from qnb.errors import QnbError, StorageFull
 from qnb.message import Blob
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Files:
         self._signer = signer
         self._needed = needed  # names of files that must stay, whatever room they take
         _remove_left_behind()
-        self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+        self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{_namespace()}-{os.getpid()}-")
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # in the order of their last use
         self._end = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -55,9 +56,11 @@ class Files:
                 for part in get_parts(self._backend.get_blob, self._signer, key, size):
                     file.write(part)
             os.rename(path + ".part", path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + ".part")
+            if isinstance(error, OSError) and not isinstance(error, QnbError):
+                raise StorageFull(f"cannot write to {self.folder}: {error}; TMPDIR names another place") from error
             raise
 
     def _tidy(self, needed: set[str]) -> None:
@@ -80,7 +83,7 @@ class Files:
                     with self._lock:
                         os.rename(path, os.path.join(self.folder, key))
                         self._sizes[key] = size
-            os.rmdir(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # one taken in before an error is gone
         with self._lock:
             self._tidy(self._needed())
 
@@ -89,19 +92,23 @@ class Files:
         self._end()
 
 
+def _namespace() -> str:
+    """In which process numbers mean what they mean here; empty where that cannot be told."""
+    try:
+        return "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
+    except OSError:
+        return ""
+
+
 def _read(file: BinaryIO, at: int, size: int) -> bytes:
     file.seek(at)
     return file.read(size)
 
 
 def _remove_left_behind() -> None:
-    """Folders of workers that were killed."""
-    for name in os.listdir(tempfile.gettempdir()):
-        number = name.removeprefix(_PREFIX).partition("-")[0]
-        if name.startswith(_PREFIX) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
+    """Folders of workers that were killed. Only those whose process can be looked for: of this system, or container."""
+    own = f"{_PREFIX}{_namespace()}-"
+    for name in os.listdir(tempfile.gettempdir()) if _namespace() else ():
+        number = name.removeprefix(own).partition("-")[0]
+        if name.startswith(own) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
             shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
-
-
-def names_of(blob: Blob) -> list[tuple[str, int]]:
-    """Name and size of everything a blob is made of."""
-    return [(blob.key, blob.size), *blob.buffers]

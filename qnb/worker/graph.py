@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import spans_of
-from qnb.codec.references import decode_referring
+from qnb.codec.parts import names_of
+from qnb.codec.references import blobs_of, decode_referring
 from qnb.errors import DependencyCancelled, DependencyFailed
 from qnb.message import CANCELLED, DONE, FAILED, LOST, STATES, Failure, ValueOf, task_id
 from qnb.worker.state import Held, Piece
@@ -40,7 +41,7 @@ class Gathering:
     """The values of calls `first` … `first + count - 1` of a run; several calls may wait for the same ones."""
 
     need: ValueOf
-    missing: int
+    left: set[int]  # those that are missing
     values: dict[str, bytes] = field(default_factory=dict)
     failed: tuple[int, Known] | None = None
     waiting: dict[int, Blocked] = field(default_factory=dict)  # by id
@@ -48,20 +49,20 @@ class Gathering:
 
     def take(self, index: int, known: Known) -> None:
         """One of them has ended."""
-        task = task_id(self.need.run, index)
-        if task in self.values or self.failed:
+        if index not in self.left or self.failed:
             return
         if known.state != DONE:
             self.failed = (index, known)
             return
-        self.values[task] = known.value
-        self.bytes += len(known.value) + 100
-        self.missing -= 1
+        self.left.discard(index)
+        self.values[task_id(self.need.run, index)] = known.value
+        # What was put aside counts too: its files are kept as long as this is.
+        self.bytes += len(known.value) + 100 + sum(size for blob in blobs_of(known.value) for _, size in names_of(blob))
 
     @property
     def over(self) -> bool:
         """Whether nobody has to wait for it any more."""
-        return not self.missing or self.failed is not None
+        return not self.left or self.failed is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +72,7 @@ class Blocked:
     held: Held
     index: int
     gatherings: list[Gathering]
+    waits: int = 0  # for so many of them
 
     @property
     def failed(self) -> Gathering | None:
@@ -80,7 +82,7 @@ class Blocked:
     @property
     def ready(self) -> bool:
         """Whether all is there."""
-        return all(not each.missing for each in self.gatherings)
+        return not self.waits
 
 
 class Graph:
@@ -99,13 +101,15 @@ class Graph:
         over: list[Blocked] = []
         for index in (index for first, count in spans for index in range(first, first + count)):
             needs = [each for each in calls[index - held.frame.first][1] if isinstance(each, ValueOf)]
-            blocked = Blocked(held, index, [self._gather(need) for need in needs])
+            blocked = Blocked(held, index, list(dict.fromkeys(self._gather(need) for need in needs)))
+            blocked.waits = sum(bool(each.left) for each in blocked.gatherings)
             if blocked.ready or blocked.failed:
                 over.append(blocked)
                 continue
             self.blocked.setdefault(id(held), {})[index] = blocked
             for gathering in blocked.gatherings:
-                gathering.waiting[id(blocked)] = blocked
+                if gathering.left:
+                    gathering.waiting[id(blocked)] = blocked
         return over
 
     def _gather(self, need: ValueOf) -> Gathering:
@@ -116,8 +120,11 @@ class Graph:
             return recent
         if need.count == 1:
             singles = self._singles.setdefault(need.run, {})
-            return singles.setdefault(need.first, Gathering(need, 1))
-        return self._spans.setdefault(need.run, {}).setdefault(key, Gathering(need, need.count))
+            return singles.setdefault(need.first, Gathering(need, {need.first}))
+        spans = self._spans.setdefault(need.run, {})
+        if key not in spans:
+            spans[key] = Gathering(need, set(range(need.first, need.first + need.count)))
+        return spans[key]
 
     @property
     def runs(self) -> list[str]:
@@ -131,12 +138,15 @@ class Graph:
     def missing(self, run: str) -> list[int]:
         """The calls of a run that somebody waits for, in order."""
         indices = set(self._singles.get(run, ()))
-        for each in self._spans.get(run, {}).values():
-            need = each.need
-            indices.update(
-                i for i in range(need.first, need.first + need.count) if task_id(run, i) not in each.values
-            )
-        return sorted(indices)
+        return sorted(indices.union(*(each.left for each in self._spans.get(run, {}).values())))
+
+    def wanted(self, run: str, first: int, count: int) -> list[int]:
+        """Which of these calls somebody waits for."""
+        singles, spans = self._singles.get(run, {}), self._spans.get(run, {})
+        if not singles and not spans:
+            return []
+        left = [each.left for each in spans.values()]
+        return [i for i in range(first, first + count) if i in singles or any(i in each for each in left)]
 
     def values(self) -> list[bytes]:
         """Every value that is here."""
@@ -153,18 +163,18 @@ class Graph:
                 single.take(index, end)
                 ended.append(single)
         for key, span in list(spans.items()):
-            low, high = span.need.first, span.need.first + span.need.count
             for index, end in known.items():
-                if low <= index < high:
-                    span.take(index, end)
+                span.take(index, end)
             if span.over:
                 del spans[key]
                 ended.append(span)
         self._forget_empty(run)
         over: dict[int, Blocked] = {}
         for gathering in ended:
-            waiting = gathering.waiting.items()
-            over |= {key: blocked for key, blocked in waiting if gathering.failed or blocked.ready}
+            for number, blocked in gathering.waiting.items():
+                blocked.waits -= 1
+                if gathering.failed or blocked.ready:
+                    over[number] = blocked
             gathering.waiting.clear()
             self._remember(gathering)
         for blocked in over.values():

@@ -36,7 +36,7 @@ class Inputs:
 
         def find(reference: Reference) -> Any:
             if isinstance(reference, Blob):
-                return self.load(reference)
+                return self.load(reference, fresh=work.attempt > 1)
             indices = range(reference.first, reference.first + reference.count)
             found = [load_value(values[task_id(reference.run, index)], loads, self.load) for index in indices]
             return found[0] if reference.one else found
@@ -46,14 +46,15 @@ class Inputs:
 
         return open_call
 
-    def load(self, blob: Blob) -> Any:
-        """The object. An array or a table is this call's own, and writing to it copies; any other is the lane's."""
-        kept = self._objects.get(blob.key)
+    def load(self, blob: Blob, fresh: bool = False) -> Any:
+        """The object. It is this call's own, and writing to an array of it copies; but one that many calls of a run
+        were given is the lane's, unless it is an array or a table, or a `fresh` one is asked for."""
+        kept = None if fresh or not blob.shared else self._objects.get(blob.key)
         if kept is not None:
             return kept[0]
         value = loads(bytes(self._map(blob.key, blob.size)), [self._map(*buffer) for buffer in blob.buffers])
         size = blob.size + sum(size for _, size in blob.buffers)
-        if not _is_array(value) and (blob.shared or size <= _KEPT_BYTES):
+        if blob.shared and not fresh and not _is_array(value):
             self._keep(blob.key, value, size)
         return value
 
@@ -83,14 +84,19 @@ class Inputs:
         aside: list[tuple[str, Blob]] = []
         for position, value in enumerate(values):
             pickled = None
+            apart.buffers.clear()
             try:
                 pickled = None if value is None and not work.keep else dumps_home(value, apart)
             except CannotPickle as error:
                 failed[position] = error
+                apart.buffers.clear()
             if pickled is not None and (work.keep or apart.buffers or len(pickled) >= LARGE_BYTES):
                 task = task_id(work.run, first + position) if work.keep else None
-                entries.append(self._entry(task, value, pickled, apart, aside))
-                apart.buffers.clear()
+                try:
+                    entries.append(self._entry(task, value, pickled, apart, aside))
+                except OSError as error:  # a full disk, mostly
+                    failed[position] = CannotPickle(f"the result cannot be put aside in {self.folder}: {error}")
+                    entries.append((None, []))
             else:
                 entries.append((pickled, []))
         if not aside:

@@ -88,8 +88,9 @@ class WorkerLogic:
             return actions
         if frame.args[:1] == REFERRING:
             actions += self._unblock(self.graph.add(held, spans), now)
-            if self._too_many_wait(held):
-                return [*actions, self._give_back(held)]
+            actions += self._too_many_wait()
+            if id(held) not in self.held:
+                return actions
         else:
             for first, count in spans:
                 actions += self._admit(held, first, count, now)
@@ -149,18 +150,35 @@ class WorkerLogic:
                 actions += self._conclude(held, first, count, state, failure)
         return actions
 
-    def _too_many_wait(self, held: Held) -> bool:
-        """Whether a frame, all of whose calls wait, would take the place of those that they wait for."""
-        waiting = self.graph.blocked.get(id(held), {})
-        return len(self.graph.blocked) > BLOCKED_KEPT and len(waiting) == held.left == held.frame.count
+    def _too_many_wait(self) -> list[Action]:
+        """Frames of which nothing is left but calls that wait take the place of those that they wait for: above some,
+        the newest go back."""
+        actions: list[Action] = []
+        if len(self.graph.blocked) <= BLOCKED_KEPT:
+            return actions
+        for calls in reversed(list(self.graph.blocked.values())):
+            held = next(iter(calls.values())).held
+            if held.left == len(calls):
+                actions += self._give_back(held)
+                if len(self.graph.blocked) <= BLOCKED_KEPT:
+                    break
+        return actions
 
-    def _give_back(self, held: Held) -> Release:
+    def _give_back(self, held: Held) -> list[Action]:
         frame = held.frame
-        self.graph.take_out(held, frame.first, frame.count)
-        del self.held[id(held)]
-        times = self._put_back.get((frame.run, frame.first), 0)
-        remember(self._put_back, (frame.run, frame.first), times + 1, _KEPT)
-        return Release(held.delivery, min(BLOCKED_MOST_SECONDS, BLOCKED_SECONDS * 2.0 ** min(times, 10)))
+        indices = self.graph.take_out(held, frame.first, frame.count)
+        times = self._put_back.get((frame.run, indices[0]), 0)
+        remember(self._put_back, (frame.run, indices[0]), times + 1, _KEPT)
+        delay = min(BLOCKED_MOST_SECONDS, BLOCKED_SECONDS * 2.0 ** min(times, 10))
+        if len(indices) == frame.count:
+            del self.held[id(held)]
+            return [Release(held.delivery, delay)]
+        actions: list[Action] = []
+        for first, count in spans_of(indices):  # part of it has run: the rest travels on as a frame of its own
+            start = first - frame.first
+            rest = replace(frame, first=first, count=count, args=slice_calls(frame.args, start, start + count))
+            actions += [Publish(rest, held.delivery.queue, delay), *self._account(held, count)]
+        return actions
 
     def room(self) -> int:
         """How many frames to fetch now: enough to keep every lane busy, no more than would be stranded by a crash."""
@@ -324,7 +342,7 @@ class WorkerLogic:
             piece.count = 0
         if piece.count <= 0:
             del lane.given[report.serial]
-        return actions + self.deal()
+        return actions + self._too_many_wait() + self.deal()
 
     def _pass_on(self, frame: Frame, said: Said) -> Tell:
         """What a call says that runs."""

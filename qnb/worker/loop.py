@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import math
 import os
 import selectors
 import socket
@@ -25,7 +24,7 @@ from qnb.codec.code import has_archives_elsewhere, read
 from qnb.codec.payloads import count_calls
 from qnb.codec.references import REFERRING
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
-from qnb.errors import BadMessage, MessageError, QnbError
+from qnb.errors import BadMessage, MessageError, QnbError, ShippingError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.clock import Clock
@@ -107,7 +106,7 @@ class Worker:
         self.clock = Clock(self)
         self._threads = [
             threading.Thread(target=self._guard, args=(body,), name=f"qnb-{body.__name__.strip('_')}", daemon=True)
-            for body in (self._receive, self._settle, self._keep)
+            for body in (self._receive, self._settle, self._keep, self.dependencies.run)
         ]
 
     # Life ----------------------------------------------------------------------------------------------------
@@ -189,7 +188,7 @@ class Worker:
             return None
         try:
             frame = self._open(sealed)
-        except MessageError as error:  # its sender is known, and is told
+        except (MessageError, ShippingError) as error:  # its sender is known, and is told
             log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
             self._do([*self.logic.refuse(sealed, error), act.Reject(delivery, str(error))])
             return None
@@ -217,7 +216,7 @@ class Worker:
             self._staying = lane
             self._do(actions)
         if frame.args[:1] == REFERRING:
-            self.dependencies.taken(frame)
+            self.dependencies.taken(frame)  # nothing of it can raise: the frame is held
         return lane
 
     def learn(self, run: str, known: Mapping[int, Known]) -> None:
@@ -441,10 +440,9 @@ class Worker:
                 if mute and now - looked >= MUTE_SECONDS:
                     looked = now
                     self._read_revoked()
-                pause = min(self.dependencies.tend() or math.inf, PRESENCE_SECONDS / 3, lease / 3)
-                for note in self.inbox.receive_many(100, pause):
+                for note in self.inbox.receive_many(100, min(PRESENCE_SECONDS / 3, lease / 3)):
                     if note.kind != "command":
-                        self._hear_of(note)
+                        self.dependencies.heard(note)
                         continue
                     self._command(note)
                     beat = 0.0  # it may have changed what a worker says of itself
@@ -474,13 +472,6 @@ class Worker:
             elif now - self._last_work >= self.options.linger:
                 log.info("worker %s ends: no session and no work for %g s", self.options.name, self.options.linger)
                 self.stop()
-
-    def _hear_of(self, note: Note) -> None:
-        try:
-            if note.kind in ("outcomes", "stored"):
-                self.dependencies.heard(note)
-        except MessageError as error:
-            log.warning("a note is refused: %s", error)
 
     def _command(self, note: Note) -> None:
         try:

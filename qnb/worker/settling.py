@@ -15,8 +15,8 @@ from qnb.codec.claims import lighten
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
-from qnb.errors import PayloadTooLarge, PublishFailed, QnbError
-from qnb.message import FAILED, Display, Envelope, Frame, Note, Outcomes, Stored
+from qnb.errors import PayloadTooLarge, PublishFailed, QnbError, StorageFull
+from qnb.message import FAILED, Blob, Display, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Settling:
             match action:
                 case act.Keep(run, first, count, states, data, reply_to, doubtful, aside):
                     if aside:
-                        self._persist(partial(self._worker.files.take_in, aside, self._signer.about(run)))
+                        data = self._take_in(aside, run, data)
                     record = Stored(run, first, count, data)
                     if doubtful:
                         self._persist(partial(self._add_new, turn, record, reply_to))
@@ -72,6 +72,22 @@ class Settling:
                     rest.append(action)
         turn.post += self._worker.commands.events()
         self._persist(lambda: self._settle_all(turn, rest))
+
+    def _take_in(self, aside: Sequence[tuple[str, Blob]], run: str, data: bytes) -> bytes:
+        """Store what outcomes have put aside. Gives the outcomes; the failure where that never will be stored."""
+        fault: list[QnbError] = []
+
+        def take_in() -> None:
+            try:
+                self._worker.files.take_in(aside, self._signer.about(run))
+            except (StorageFull, PayloadTooLarge) as error:  # trying again would hold up all others
+                fault.append(error)
+
+        self._persist(take_in)
+        if not fault:
+            return data
+        outcomes = self._signer.unpack(OUTCOMES, data, Outcomes)
+        return self._signer.pack(OUTCOMES, _failed(outcomes, fault[0]))
 
     def _add_new(self, turn: Turn, record: Stored, reply_to: str) -> None:
         """Two workers may cut a frame's calls differently, and a backend refuses an equal start only."""
@@ -137,9 +153,8 @@ class Settling:
         """The failure that stands for a result which no backend would take: it would be refused for ever."""
         size = f"{len(stored.data):,} bytes, and {self._backend.url} takes {most:,} at most"
         error = PayloadTooLarge(f"the result has {size}: write it to a file or a bucket, and return its name")
-        failures = dict.fromkeys(range(stored.count), own_failure(error))
-        failed = replace(outcomes, states=bytes([FAILED]) * stored.count, values=b"", failures=failures)
-        return Stored(stored.run, stored.first, stored.count, self._signer.pack(OUTCOMES, failed))
+        data = self._signer.pack(OUTCOMES, _failed(outcomes, error))
+        return Stored(stored.run, stored.first, stored.count, data)
 
     def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
         if turn:
@@ -192,3 +207,9 @@ class Settling:
                     return
                 time.sleep(pause)
                 pause = min(5.0, 2 * pause)
+
+
+def _failed(outcomes: Outcomes, error: QnbError) -> Outcomes:
+    """The same calls, all failed of one thing."""
+    failures = dict.fromkeys(range(outcomes.count), own_failure(error))
+    return replace(outcomes, states=bytes([FAILED]) * outcomes.count, values=b"", failures=failures)
