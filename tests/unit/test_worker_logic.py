@@ -460,9 +460,9 @@ class Life(RuleBasedStateMachine):
         assert world.dead == lost, "what is lost is in the dead letters, and nothing else"
 
 
-TestLife = Life.TestCase
+TestLife = pytest.mark.timeout(900)(Life.TestCase)
 TestLife.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
