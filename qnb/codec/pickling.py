@@ -66,14 +66,17 @@ def dumps(value: Any) -> bytes:
     return dumps_by_value(value) if names_by_value(data) else data
 
 
-def dumps_small(value: Any, least: int) -> bytes | None:
-    """`dumps` of what plain pickle can do, and with no memory in it of `least` bytes or more; else None."""
-    apart = Apart(least)
+def dumps_small(value: Any, apart: Apart) -> bytes | None:
+    """`dumps` of what plain pickle can do, with no memory in it that is for `apart`, which stays empty; else None."""
     try:
         data = pickle.dumps(value, 5, buffer_callback=apart)
     except Exception:
+        apart.buffers.clear()
         return None
-    return None if apart.buffers or names_by_value(data) else data
+    if apart.buffers:
+        apart.buffers.clear()
+        return None
+    return None if names_by_value(data) else data
 
 
 def names_by_value(data: bytes) -> bool:

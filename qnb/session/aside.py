@@ -60,8 +60,8 @@ class Aside:
             if data is not None and len(data) < SHARED_BYTES:
                 return data
         known = memo.blobs if memo is not None else {}
-        if not known or not any(id(value) in known for value in (*args, *kwargs.values())):
-            data = dumps_small((args, kwargs), SHARED_BYTES)
+        if not any(id(value) in known or isinstance(value, Referable) for value in (*args, *kwargs.values())):
+            data = dumps_small((args, kwargs), Apart(SHARED_BYTES))
             if data is not None and (len(data) < SHARED_BYTES or not self._backend.blobs):
                 return data
         replace: dict[int, Reference] = {}
@@ -81,10 +81,17 @@ class Aside:
             data = encode_columns(columns, names, plain)
             if len(data) < SHARED_BYTES or not self._backend.blobs or not any(map(_has_large_text, columns)):
                 return data
-        positional, rows = len(columns) - len(names), zip(*columns, strict=True)
-        return pack_calls(
-            [self.pack(row[:positional], dict(zip(names, row[positional:], strict=True)), memo) for row in rows]
-        )
+        positional, apart = len(columns) - len(names), Apart(SHARED_BYTES)
+        refer = any(issubclass(kind, Referable) for column in columns for kind in set(map(type, column)))
+        calls: list[bytes | Call] = []
+        for row in zip(*columns, strict=True):
+            call = (row[:positional], dict(zip(names, row[positional:], strict=True)) if names else {})
+            small = None if refer or memo.blobs else dumps_small(call, apart)
+            if small is not None and (len(small) < SHARED_BYTES or not self._backend.blobs):
+                calls.append(small)
+            else:
+                calls.append(self.pack(*call, memo))
+        return pack_calls(calls)
 
     def _put_aside(self, value: Any, memo: Memo | None) -> Blob | None:
         """What stands for a large value; None for one that travels with its call."""

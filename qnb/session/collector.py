@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from qnb.backends.base import Backend
@@ -22,11 +22,15 @@ from qnb.session.calls import Differences
 
 log = logging.getLogger(__name__)
 
+Spans = list[tuple[int, int]]  # first, count
+
 READ_SECONDS = 0.25
 QUIET_SECONDS = 0.01
 AWAKE_SECONDS = 0.05
 SWEEP_SECONDS = 2.0
 SWEEP_MAX_SECONDS = 30.0
+OVERTAKEN_SECONDS = 10.0  # while others are heard of: calls that are missing at two looks in a row are asked for
+_LOOKED_AT = 1000  # runs, and spans of each
 
 
 class Sink(Protocol):
@@ -70,7 +74,9 @@ class Collector:
         self._reading = 0  # the thread that holds `_reader`
         self._sweep_after = SWEEP_SECONDS
         self._backlog: deque[Note] = deque()
-        self._last_note = self._last_sweep = self._last_direct = time.monotonic()
+        self._last_note = self._last_sweep = self._last_direct = self._last_look = time.monotonic()
+        self._gaps: dict[str, set[int]] = {}  # where missing spans of each run began at the last look
+        self.ask_again: Callable[[Mapping[str, Spans]], None] | None = None  # where results are kept by nobody else
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="qnb-collector", daemon=True)
         self._thread.start()
@@ -216,6 +222,9 @@ class Collector:
             self.sweep()
             if self.pending:
                 self._on_silence()
+        elif self.pending and now - self._last_look > OVERTAKEN_SECONDS:
+            self._last_look = now
+            self._look_for_overtaken()
 
     def _take_all(self) -> None:
         backlog = self._backlog
@@ -298,6 +307,22 @@ class Collector:
             low, high = max(first, record.first), min(first + count, record.first + record.count)
             if low < high:
                 self.settled(sink, sink.fail(low, high - low, error))
+
+    def _look_for_overtaken(self) -> None:
+        """A note may be lost while others come, so that it is never silent enough for a sweep. What only waits for its
+        turn is not asked for: where it begins moves on from look to look."""
+        before, self._gaps = self._gaps, {}
+        stuck: dict[str, Spans] = {}
+        for sink in list(self.sinks.values())[:_LOOKED_AT]:
+            spans = sink.missing()[:_LOOKED_AT]
+            self._gaps[sink.run] = {first for first, _ in spans}
+            if old := [span for span in spans if span[0] in before.get(sink.run, ())]:
+                stuck[sink.run] = old
+        if stuck and not self.backend.blobs and self.ask_again is not None:
+            self.ask_again(stuck)
+        elif stuck and self.backend.blobs:
+            for run, spans in stuck.items():
+                self.fetch(run, spans)
 
     def sweep(self) -> None:
         """Ask the backend for every call that is pending."""

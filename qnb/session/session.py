@@ -114,7 +114,9 @@ class Session(concurrent.futures.Executor):
             raise
         self.bus = self.broker.bus()
         self.inbox = self.bus.join(self.peer)
-        self.collector = Collector(self.inbox, self.bus, self.backend, self.signer, Watch(self).look)
+        watch = Watch(self)
+        self.collector = Collector(self.inbox, self.bus, self.backend, self.signer, watch.look)
+        self.collector.ask_again = watch.ask_again
         self.aside = Aside(self.backend, self.signer, self.broker.features.limits.message_bytes)
         self.sizes = Sizes()
         self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)

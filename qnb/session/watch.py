@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qnb.errors import BadSignature
@@ -33,7 +34,8 @@ class Watch:
         session.revive_workers()
         there = session.bus.peers(WORKER_PREFIX)
         if not session.backend.blobs:
-            self._ask_again([peer.peer for peer in there])
+            sinks = list(session.collector.sinks.values())[:_ASKED]
+            self._ask({sink.run: sink.missing()[:_ASKED] for sink in sinks}, [p.peer for p in there])
         peers = [info for peer in there if (info := read_info(peer.info)) is not None]
         queues = {queue for info in peers for queue in info.get("queues", ())}
         keys = {info.get("key_id") for info in peers if session.queue in info.get("queues", ())}
@@ -58,11 +60,13 @@ class Watch:
                 session.collector.pending, session.queue, session.broker_url, served,
             )  # fmt: skip
 
-    def _ask_again(self, workers: list[str]) -> None:
+    def ask_again(self, missing: Mapping[str, Sequence[tuple[int, int]]]) -> None:
         """Results that travel and are kept nowhere (`rpc:`): ask workers for those that a lost note would have told."""
-        session = self._session
-        commands: list[tuple[str, dict[str, object]]] = []
-        for sink in list(session.collector.sinks.values())[:_ASKED]:
-            spans = sink.missing()[:_ASKED]
-            commands += [("outcomes", {"peer": session.peer, "run": sink.run, "spans": spans})] if spans else []
-        session.control.tell(commands, workers)
+        self._ask(missing, [peer.peer for peer in self._session.bus.peers(WORKER_PREFIX)])
+
+    def _ask(self, missing: Mapping[str, Sequence[tuple[int, int]]], workers: Sequence[str]) -> None:
+        peer = self._session.peer
+        commands = [
+            ("outcomes", {"peer": peer, "run": run, "spans": list(spans)}) for run, spans in missing.items() if spans
+        ]
+        self._session.control.tell(commands, workers)
