@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 
 from tests.browser.lab import Notebook, Server, open_notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow, pytest.mark.timeout(240)]
 NAME = "01_first_tasks.ipynb"
 SOURCE = Path(__file__).parents[2] / "notebooks" / NAME
 # Collects what the live views show, from the first to the last.

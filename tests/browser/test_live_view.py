@@ -10,7 +10,7 @@ import pytest
 from tests.browser.conftest import Open
 from tests.browser.lab import Notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow]
 
 def done(notebook: Notebook) -> int:
     return int(notebook.page.locator(".qnb-bar").first.get_attribute("aria-valuenow") or -1)

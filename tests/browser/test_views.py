@@ -17,7 +17,7 @@ from tests.browser.conftest import ROOT, written
 from tests.browser.lab import Notebook, Server
 from tests.services import Services
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow, pytest.mark.timeout(240)]
 AXE = ROOT / "widgets" / "node_modules" / "axe-core" / "axe.min.js"
 VIEWS = ("batch", "session", "workers", "brokers", "events", "runs", "queues")
 WORK = """

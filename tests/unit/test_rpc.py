@@ -49,7 +49,7 @@ def test_without_a_blob_store_a_message_has_all_or_is_refused() -> None:
     assert lighten(frame([1], b"c" * 50_000), 100_000, None).function.code is not None, "code rides along"
     with pytest.raises(PayloadTooLarge, match=r"f has 100,0\d\d bytes in its arguments, and .* takes 95,904"):
         lighten(frame([b"x" * 100_000]), 100_000, None)
-    with pytest.raises(PayloadTooLarge, match=r"200,000 bytes in the globals it uses"):
+    with pytest.raises(PayloadTooLarge, match=r"200,000 bytes in its code"):
         lighten(frame([1], b"c" * 200_000), 100_000, None)
 
 
