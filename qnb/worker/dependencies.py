@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import spans_of
 from qnb.codec.parts import names_of
-from qnb.codec.references import REFERRING, blobs_of, decode_referring, split_values
+from qnb.codec.references import REFERRING, Reference, blobs_of, decode_referring, split_values
 from qnb.codec.signing import NOTE, OUTCOMES, decode, encode
 from qnb.errors import MessageError, QnbError
 from qnb.message import DONE, FAILED, WORKER_PREFIX, Blob, Command, Frame, Note, Outcomes, Stored, ValueOf
@@ -41,11 +41,10 @@ class Dependencies:
         self._notes: deque[Note] = deque()
         self._work = threading.Event()
 
-    def taken(self, frame: Frame) -> None:
+    def taken(self, frame: Frame, references: Sequence[Reference]) -> None:
         """A frame has been taken, some of whose calls may wait for others: hear of them, then look."""
         graph = self._worker.logic.graph
-        referred = [each for _, references in decode_referring(frame.args) for each in references]
-        needed = {each.run for each in referred if isinstance(each, ValueOf)}
+        needed = {each.run for each in references if isinstance(each, ValueOf)}
         with self._worker.lock:
             runs = [run for run in needed if graph.wants(run)]
         now = time.monotonic()
@@ -128,12 +127,13 @@ class Dependencies:
         due = [run for run in runs if now - self._followed.get(run, -FOLLOW_SECONDS) > FOLLOW_SECONDS / 3]
         if not due:
             return
-        worker = self._worker
-        others = [peer.peer for peer in worker.bus.peers(WORKER_PREFIX) if peer.peer != worker.peer]
+        others = self._others()
         for run in due:
-            arguments: dict[str, object] = {"run": run, "peer": worker.peer, "seconds": FOLLOW_SECONDS}
-            self._tell("follow", arguments, others)
+            self._tell("follow", {"run": run, "peer": self._worker.peer, "seconds": FOLLOW_SECONDS}, others)
             self._followed[run] = now
+
+    def _others(self) -> list[str]:
+        return [peer.peer for peer in self._worker.bus.peers(WORKER_PREFIX) if peer.peer != self._worker.peer]
 
     def _tell(self, name: str, arguments: dict[str, object], peers: Sequence[str]) -> None:
         signer = self._worker.signer.about(str(arguments["run"]))
@@ -152,11 +152,10 @@ class Dependencies:
 
     def _ask(self, run: str, spans: Sequence[tuple[int, int]]) -> None:
         """Results that travel: other workers may remember them, and the session that asked for them."""
-        worker = self._worker
-        peers = [peer.peer for peer in worker.bus.peers(WORKER_PREFIX) if peer.peer != worker.peer]
+        peers = self._others()
         if run in self._reply_to:
             peers.append(self._reply_to[run])
-        self._tell("outcomes", {"peer": worker.peer, "run": run, "spans": list(spans)}, peers)
+        self._tell("outcomes", {"peer": self._worker.peer, "run": run, "spans": list(spans)}, peers)
 
     def stored(self, records: Sequence[Stored], refused: Sequence[Stored]) -> None:
         """This worker has stored outcomes: all but those refused, of which there are others."""
@@ -212,11 +211,16 @@ class Dependencies:
         return known
 
 
-def blobs_in(frame: Frame) -> list[Blob]:
-    """What calls of a frame have put aside."""
+def references_in(frame: Frame) -> list[Reference]:
+    """What calls of a frame refer to."""
     if frame.args[:1] != REFERRING:
         return []
-    return [each for _, references in decode_referring(frame.args) for each in references if isinstance(each, Blob)]
+    return [each for _, references in decode_referring(frame.args) for each in references]
+
+
+def blobs_among(references: Sequence[Reference]) -> list[Blob]:
+    """Those of them that were put aside."""
+    return [each for each in references if isinstance(each, Blob)]
 
 
 def needed_files(worker: Worker) -> set[str]:
@@ -225,6 +229,6 @@ def needed_files(worker: Worker) -> set[str]:
         every = list(worker.logic.held.values())
         values = [value for held in every for value in held.values(held.frame.first, held.frame.count).values()]
         values += worker.logic.graph.values()
-    blobs = [blob for held in every for blob in blobs_in(held.frame)]
+    blobs = [blob for held in every for blob in blobs_among(references_in(held.frame))]
     blobs += [blob for value in values for blob in blobs_of(value)]
     return {key for blob in blobs for key, _ in names_of(blob)}

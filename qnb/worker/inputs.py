@@ -19,7 +19,7 @@ from qnb.worker.protocol import Work
 
 LARGE_BYTES = 4 << 20  # a result from this size on is put aside
 APART_BYTES = 1 << 20  # and with it memory of its own from this size on
-_KEPT_BYTES = 64 << 20  # of objects loaded, besides those that many calls share
+_KEPT_BYTES = 64 << 20  # of objects that many calls share; the newest stays, whatever its size
 _KEPT = 16
 
 

@@ -22,14 +22,13 @@ from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
 from qnb.codec.archives import is_here, unpack_archive
 from qnb.codec.code import has_archives_elsewhere, read
 from qnb.codec.payloads import count_calls
-from qnb.codec.references import REFERRING
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
 from qnb.errors import BadMessage, MessageError, QnbError, ShippingError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.clock import Clock
 from qnb.worker.commands import Commands, worker_info
-from qnb.worker.dependencies import Dependencies, blobs_in, needed_files
+from qnb.worker.dependencies import Dependencies, blobs_among, needed_files, references_in
 from qnb.worker.files import Files
 from qnb.worker.graph import Known
 from qnb.worker.intake import Intake
@@ -199,7 +198,8 @@ class Worker:
         if stored and frame.reply_to:
             # Whoever stored them may have died before telling.
             self.bus.post_many([Note(frame.reply_to, "outcomes", record.data) for record in stored])
-        if blobs := blobs_in(frame):
+        references = references_in(frame)
+        if blobs := blobs_among(references):
             try:
                 self.files.fetch(blobs)
             except MessageError as error:
@@ -215,8 +215,8 @@ class Worker:
                 self._unwatched.add(lane.number)
             self._staying = lane
             self._do(actions)
-        if frame.args[:1] == REFERRING:
-            self.dependencies.taken(frame)  # nothing of it can raise: the frame is held
+        if references:
+            self.dependencies.taken(frame, references)  # nothing of it can raise: the frame is held
         return lane
 
     def learn(self, run: str, known: Mapping[int, Known]) -> None:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,20 @@ def blocked(session: qnb.Session, gates: Callable[[], Gate]) -> Gate:
     gate.wait(WORKERS)
     until(lambda: all(future.running() for future in futures))
     return gate
+
+
+@contextlib.contextmanager
+def own_worker(session: qnb.Session, command: list[str], path: Sequence[str] = (), **how: Any) -> Iterator[None]:
+    """The only worker of a session's place, started by this command; `path` goes before all that it imports from."""
+    entries = os.pathsep.join([*path, str(ROOT), *(entry for entry in sys.path if entry)])
+    environment = os.environ | {"PYTHONPATH": entries, "QNB_KEY": KEY}
+    worker = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **how)
+    try:
+        until(lambda: session.workers.names)
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(20)
 
 
 def run_python(code: str, *arguments: str, cwd: Path | None = None, timeout: float = 60, **env: str) -> Any:

@@ -17,7 +17,7 @@ import qnb
 from qnb.codec import environment
 from qnb.codec.code import read
 from qnb.codec.functions import pack
-from tests.contract.conftest import KEY, ROOT, new_place, until
+from tests.contract.conftest import ROOT, new_place, own_worker
 from tests.services import Services
 
 BROKERS = ("sqlite", "redis", "amqp")
@@ -82,18 +82,12 @@ def elsewhere(kind: str, services: Services, tmp_path_factory: pytest.TempPathFa
     """A session whose worker has other versions of msgspec, and no cloudpickle that it knows of."""
     place, folder = new_place(kind, services), tmp_path_factory.mktemp("elsewhere")
     (folder / "sitecustomize.py").write_text(SITE)
-    path = os.pathsep.join([str(folder), str(ROOT), *(entry for entry in sys.path if entry)])
-    with qnb.Session(place, workers=0) as session:
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, place], env=os.environ | {"PYTHONPATH": path, "QNB_KEY": KEY},
-            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            until(lambda: session.workers.names)
-            yield session
-        finally:
-            worker.terminate()
-            worker.wait(20)
+    command = [sys.executable, "-c", WORKER, place]
+    with (
+        qnb.Session(place, workers=0) as session,
+        own_worker(session, command, [str(folder)], stderr=subprocess.DEVNULL),
+    ):
+        yield session
 
 
 def test_a_difference_is_told_once(elsewhere: qnb.Session) -> None:

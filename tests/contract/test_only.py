@@ -19,7 +19,7 @@ from qnb.codec.code import ANY_PYTHON, Code, write
 from qnb.codec.payloads import encode_pickled
 from qnb.codec.signing import FRAME, Signer
 from qnb.message import Envelope, Frame, Function
-from tests.contract.conftest import KEY, ROOT, new_place, until
+from tests.contract.conftest import KEY, ROOT, new_place, own_worker, until
 from tests.services import Services
 
 BROKERS = ("sqlite", "redis", "amqp")
@@ -85,19 +85,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def narrow(kind: str, services: Services, folder: Path, environment: None) -> Iterator[qnb.Session]:
     """A session on a place whose only worker runs the functions of one module."""
     place = new_place(kind, services)
-    path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
     command = [sys.executable, "-m", "qnb.cli", "worker", place, "--concurrency", "2", "--only", "only_tasks"]
-    with qnb.Session(place, workers=0) as session, open(folder / f"{kind}.log", "w") as log:
-        worker = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": path, "QNB_KEY": KEY}, stdin=subprocess.DEVNULL,
-            stderr=log,
-        )  # fmt: skip
-        try:
-            until(lambda: session.workers.names)
-            yield session
-        finally:
-            worker.terminate()
-            worker.wait(20)
+    with (
+        qnb.Session(place, workers=0) as session,
+        open(folder / f"{kind}.log", "w") as log,
+        own_worker(session, command, cwd=folder, stderr=log),
+    ):
+        yield session
 
 
 def test_by_name(narrow: qnb.Session) -> None:
