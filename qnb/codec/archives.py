@@ -274,10 +274,17 @@ def unpack_archive(archive: Archive, data: bytes) -> None:
     """Put its files where lanes look for them. Nobody sees half of it, and two may do it at once."""
     place = folder()
     draft = Path(tempfile.mkdtemp(dir=place, prefix="draft-"))
-    with zipfile.ZipFile(io.BytesIO(data)) as content:
-        if sum(info.file_size for info in content.infolist()) > MOST_BYTES:
-            raise CannotUnpickle(f"the modules shipped as {archive.name} have over {MOST_BYTES:,} bytes: refused")
-        content.extractall(draft)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as content:
+            if sum(info.file_size for info in content.infolist()) > MOST_BYTES:
+                raise CannotUnpickle(f"the modules shipped as {archive.name} have over {MOST_BYTES:,} bytes: refused")
+            content.extractall(draft)
+    except BaseException as error:
+        _remove(draft)
+        if isinstance(error, (OSError, zipfile.BadZipFile)):
+            what = f"the modules shipped as {archive.name}"
+            raise CannotUnpickle(f"{what} cannot be unpacked in {place}: {error}") from error
+        raise
     try:
         draft.rename(place / archive.hash)
     except OSError:  # somebody was first

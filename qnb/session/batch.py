@@ -64,6 +64,7 @@ class Batch(Referable):
         self.source: str | None = None  # of a run that was attached
         self.incomplete = False  # its arguments were not kept
         self._left = count
+        self._unsent: set[int] = set()  # calls that failed here, and that nobody else will ever hear of
         self._condition = Condition()
         self._futures: dict[int, Future] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -190,6 +191,8 @@ class Batch(Referable):
 
     def reference(self, backend: Any) -> ValueOf | None:
         """As an argument of another call: what stands for the list of its values."""
+        if self._unsent:
+            return self[min(self._unsent)].reference(backend)  # which says so
         here = self.data.states.count(DONE) == len(self)
         if not len(self) or not to_refer(self, backend, here, f"run {self.run}"):
             return None
@@ -355,6 +358,7 @@ class Batch(Referable):
 
     def fail(self, first: int, count: int, error: BaseException) -> int:
         """These calls could not be sent; how many were new."""
+        self._unsent.update(range(first, first + count))
         return self._close(first, count, FAILED, error)
 
     def _close(self, first: int, count: int, state: int, error: BaseException | None) -> int:
@@ -408,6 +412,7 @@ class Batch(Referable):
 
     def _update(self, future: Future, index: int) -> None:
         """Bring one future up to what the columns say."""
+        future._unsent = index in self._unsent
         state = self.data.states[index]
         data = self.data
         if data.heard or data.outputs or data.steps or data.displays:

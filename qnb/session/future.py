@@ -15,7 +15,7 @@ from qnb import message
 from qnb.codec.output import Heard
 from qnb.codec.payloads import PLAIN
 from qnb.codec.references import Call, Referable
-from qnb.errors import ConfigurationError
+from qnb.errors import ConfigurationError, DependencyFailed
 from qnb.message import STATES, Display, Function, Progress, ValueOf, task_id
 from qnb.session.echo import Echo, await_telling, in_kernel
 
@@ -87,6 +87,7 @@ class Future(concurrent.futures.Future[Any], Referable):
     _code = message.QUEUED
     _cause: BaseException | None = None
     _remote_traceback = ""
+    _unsent = False  # it failed here, and nobody else will ever hear of it
     _output = ""
     _displays: Sequence[Display] = ()
     _heard: Heard | None = None  # its output while it runs
@@ -233,6 +234,9 @@ class Future(concurrent.futures.Future[Any], Referable):
 
     def reference(self, backend: Any) -> ValueOf | None:
         """What stands for its value; None when that is here, and cannot be had from this backend."""
+        if self._unsent:
+            error = self._exception
+            raise DependencyFailed(f"not run, since task {self.id} was never sent: {error}") from error
         here = self._state == FINISHED and self._exception is None
         if here and is_small(self._result):
             return None  # it is sent along: nothing has to be there any more

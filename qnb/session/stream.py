@@ -173,6 +173,7 @@ class Stream:
         for index in range(first, first + count):
             future = self.pending.get(index)
             if future is not None:
+                future._unsent = True
                 future._end_failed(message.FAILED, error, "")
                 self.pending.pop(index, None)
                 new += 1

@@ -71,7 +71,8 @@ class Settling:
                 case _:
                     rest.append(action)
         turn.post += self._worker.commands.events()
-        self._persist(lambda: self._settle_all(turn, rest))
+        refused: list[Stored] = []
+        self._persist(lambda: self._settle_all(turn, rest, refused))
 
     def _take_in(self, aside: Sequence[tuple[str, Blob]], run: str, data: bytes) -> bytes:
         """Store what outcomes have put aside. Gives the outcomes; the failure where that never will be stored."""
@@ -156,16 +157,19 @@ class Settling:
         data = self._signer.pack(OUTCOMES, _failed(outcomes, error))
         return Stored(stored.run, stored.first, stored.count, data)
 
-    def _settle_all(self, turn: Turn, rest: list[act.Action]) -> None:
+    def _settle_all(self, turn: Turn, rest: list[act.Action], refused: list[Stored]) -> None:
+        """`refused` keeps, from one try to the next, what is still to be mended."""
         if turn:
             if self._at_once is not None:
-                refused = self._at_once(self._consumer, turn)
+                refused += self._at_once(self._consumer, turn)
             else:
-                refused = self._settle_in_steps(turn)
+                refused += self._settle_in_steps(turn)
             stored = turn.store
             turn.publish, turn.store, turn.post, turn.ack = [], [], [], []
-            self._mend(refused)
             self._worker.dependencies.stored(stored, refused)
+        while refused:
+            self._mend(refused[:1])
+            del refused[0]
         for action in rest:
             if isinstance(action, act.Release):
                 self._consumer.release_many([action.delivery], action.delay)

@@ -227,3 +227,19 @@ def test_an_attached_run_can_be_retried(session: qnb.Session, sister: qnb.Sessio
     shown = repr(attached.df["value"][1])
     assert "2" in shown or shown.startswith(f"<the value of inc, {run}-"), "a small one that was there was sent along"
     assert attached.retry().results(60) == [1, 2, 3]
+
+
+def test_a_call_that_was_never_sent(session: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would ever tell how it ended: whoever refers to it is told at once."""
+
+    def refuse(*_: Any) -> None:
+        raise qnb.PayloadTooLarge("too large for this broker")
+
+    monkeypatch.setattr(session.publisher, "_envelope", refuse)
+    single, batch = session.submit(inc, 1), session.map(inc, range(3))
+    assert isinstance(single.exception(60), qnb.PayloadTooLarge)
+    assert batch.wait(60)
+    monkeypatch.undo()
+    for argument in (single, batch[1], batch, [single]):
+        with pytest.raises(qnb.DependencyFailed, match="was never sent: too large"):
+            session.submit(shape, argument)

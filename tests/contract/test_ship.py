@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import qnb
 from qnb.codec import archives, pickling
+from qnb.codec.code import Archive
 
 BROKERS = ("memory", "sqlite", "redis", "amqp")
 SECONDS = 20.0
@@ -182,3 +184,11 @@ def test_what_cannot_be_shipped(session: qnb.Session, target: Any) -> None:
         return
     with pytest.raises(qnb.ConfigurationError, match="ship"):
         session.ship(target)
+
+
+def test_an_archive_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear error, which refuses its calls and ends no worker; and nothing of it stays."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(qnb.CannotUnpickle, match="shipped as broken cannot be unpacked"):
+        archives.unpack_archive(Archive("broken", "0" * 32), b"no zip at all")
+    assert list(archives.folder().iterdir()) == []
