@@ -58,6 +58,8 @@ def decode_calls(data: bytes) -> tuple[bool, Iterable[Any]]:
     kind, content = _open_calls(data)
     if kind == b"p":
         return True, content
+    if kind == REFERRING:
+        raise BadMessage("calls that refer to something are read by decode_referring")
     positional, names, columns = content
     rows = zip(*columns, strict=True)
     if not names:

@@ -189,7 +189,7 @@ def split_values(data: bytes, wanted: Sequence[int]) -> dict[int, bytes]:
             return {at: b"m\xc0" if (each := pickles[at]) is None else b"p" + each for at in wanted}
         raw = _raw.decode(memoryview(data)[1:])
         return {at: kind + bytes(raw[at]) for at in wanted}
-    except UNREADABLE as error:
+    except (*UNREADABLE, IndexError) as error:
         raise BadMessage(f"not values of this version of qnb: {error}") from error
 
 

@@ -271,6 +271,7 @@ def test_an_event_of_a_call_that_goes_on_has_its_name(session: qnb.Session) -> N
         assert {name.rpartition(".")[2] for name in df["name"][df["kind"] == "task-running"]} == {"slow"}
 
 
+@pytest.mark.alone
 def test_features_are_measured(session: qnb.Session) -> None:
     before = set(session.broker.queues())
     table = session.features(probe=True)
@@ -284,6 +285,7 @@ def test_features_are_measured(session: qnb.Session) -> None:
     assert session.features().df["worked"].isna().all()
 
 
+@pytest.mark.alone
 def test_what_a_probe_could_not_remove_the_next_one_does(session: qnb.Session) -> None:
     now = int(time.time())
     old, young = f"probe-{now - 3600:x}-abcd-purge", f"probe-{now:x}-abcd-purge"
@@ -337,6 +339,7 @@ def test_doctor(shared: str, session: qnb.Session, kind: str, services: Services
     assert (done.returncode, "no worker is there" in done.stdout.splitlines()[-1]) == (1, True)
 
 
+@pytest.mark.alone
 def test_brokers_command(shared: str) -> None:
     done = qnb_command("brokers", shared, "--probe")
     assert done.returncode == 0, done.stdout

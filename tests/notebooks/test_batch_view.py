@@ -83,7 +83,7 @@ def test_a_view_that_is_looked_at_stays_when_all_is_over(kernel: Kernel) -> None
 
 
 def test_the_last_the_view_hears_is_the_end(kernel: Kernel) -> None:
-    kernel.run("batch = FakeBatch(30, failing=1).play(0.3); batch")
+    kernel.run("batch = FakeBatch(30, failing=1).play(2.0); batch")  # longer than a view takes to be ready
     kernel.ready()
     last = kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
     final = kernel.said("delta", [last])[0]

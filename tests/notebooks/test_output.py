@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -74,12 +73,11 @@ def test_a_batch_shows_it_in_its_view(kernel: Kernel, tmp_path: Path) -> None:
     kernel.run(f"batch = session.map(talk, [{str(path)!r}]); batch")
 
     def shown(message: Message) -> bool:
-        state = message["content"].get("data", {}).get("state", {}) if message["msg_type"] == "comm_open" else {}
-        contents = [*kernel.said(messages=[message]), state.get("snapshot", {})]
-        rows: list[Any] = [row for content in contents for row in content.get("rows", [])]
-        return any(f"begun {path}"[:30] in row[3] for row in rows)
+        parts = [content.get("rows") or {} for content in kernel.said(messages=[message])]
+        said = [text for part in parts for _, _, texts in part.get("texts", ()) for text in texts]
+        return any(f"begun {path}"[:30] in text for text in said)
 
-    if not any(map(shown, kernel.heard)):  # it may begin with that
+    if not shown(kernel.ready()):  # it may begin with that
         kernel.until(shown, 20)
     path.touch()
     heard = kernel.run("_ = batch.results()")

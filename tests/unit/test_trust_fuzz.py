@@ -39,11 +39,13 @@ from qnb.codec.payloads import (
     slice_calls,
     slice_values,
 )
+from qnb.codec.references import decode_entries, decode_referring, encode_entries, encode_referring, split_values
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, decode, encode
 from qnb.errors import BadMessage, BadSignature
 from qnb.message import (
     DONE,
     FAILED,
+    Blob,
     Command,
     Display,
     Event,
@@ -55,6 +57,7 @@ from qnb.message import (
     Outcomes,
     Progress,
     Reply,
+    ValueOf,
 )
 from qnb.monitor.control import read_info
 from qnb.session.runs import Detail
@@ -144,7 +147,7 @@ FRAMES = [
 ]
 OUTCOME = Outcomes(
     "a-0", 3, 3, bytes([DONE, FAILED, DONE]), VALUES[0], bytes(48), "w", 1.0, 2,
-    {1: Failure("ValueError", "no", "…", b"pickle")}, {0: "printed"}, None,
+    {1: Failure("ValueError", "no", "…", b"pickle")}, {0: "printed"}, None, [],
     {0: [Display({"text/html": "<b>", "image/png": b"png", "a/json": {"a": [1]}}, {"image/png": {}}, 1, 7, "id")]},
 )  # fmt: skip
 PARTS = [bus_parts.ping(b"ticket", "s.me"), bus_parts.pong(b"ticket", "w.x", True, b"info")]
@@ -179,7 +182,12 @@ CODES = [
     Code("3.11", [("numpy", "numpy", "2.0")], [Archive("lib", "0" * 32)], "tasks", "add", True),
     Code("3.11", [], [Archive("lib", "f" * 32, b"zip")], pickle=b"pickle"),
 ]
+CALLS = [("pickle", [ValueOf("a-0", 3, 2, False, "f"), Blob("0" * 32, 9, [("1" * 32, 7)], True)]), ("p", [])]
+ENTRIES = [(b"pickle", []), (None, [Blob("0" * 32, 9, [("1" * 32, 7)])])]
 PARSERS |= {
+    "referring calls": Parser(decode_referring, [encode_referring([(data.encode(), refs) for data, refs in CALLS])]),
+    "referring values": Parser(decode_entries, [encode_entries(ENTRIES)]),
+    "single values": Parser(lambda data: split_values(data, range(2)), [*VALUES, encode_entries(ENTRIES)]),
     "code": Parser(read_code, [write(bytes(ANY_PYTHON), code) for code in CODES]),
     "plan": Parser(of(Plan), [encode(Plan(b"h", False, "", {}, "1s", "UTC", "f", "qnb", "f"))]),
     "tick": Parser(of(Tick), [encode(Tick(1.0, 2.0, "w", 3))]),

@@ -84,7 +84,7 @@ class World:
         calls = read(work.args)
         assert [call for call, _ in calls] == [str(i).encode() for i in range(work.first, work.first + work.count)]
         needed = {task for _, needs in calls for need in needs for task in tasks_of(need)}
-        assert work.values == {task: task.encode() for task in needed}, "the values of all that they refer to"
+        assert work.values == {task: b"p" + task.encode() for task in needed}, "the values of all that they refer to"
         if not self.is_async[lane]:
             self.check_dealt(lane, work)
         self.works[lane].append(work)
@@ -259,7 +259,7 @@ class World:
 
 def known(run: str, index: int, state: int) -> Known:
     """The end of a call, as another hears of it: its value is its own id."""
-    return Known(state, f"{run}:{index}".encode() if state == DONE else b"")
+    return Known(state, f"p{run}:{index}".encode() if state == DONE else b"")
 
 
 FUNCTIONS = [Function(bytes([n]) * 16, f"f{n}", b"code", n == 3) for n in range(4)]
@@ -369,7 +369,7 @@ class Life(RuleBasedStateMachine):
         world.logic = WorkerLogic("w", world.logic.concurrency)
         for run, index in world.revoked:
             world.logic.revoked.setdefault(run, []).append((index, 1))
-        world.works, world.is_async, world.killed, world.spawning = {}, {}, set(), []
+        world.works, world.is_async, world.killed, world.spawning, world.async_left = {}, {}, set(), [], {}
         world.do(world.logic.start())
 
     @rule(deliveries=st.just(2))
@@ -381,7 +381,7 @@ class Life(RuleBasedStateMachine):
         world.logic = WorkerLogic("w", world.logic.concurrency)
         for run, index in world.revoked:
             world.logic.revoked.setdefault(run, []).append((index, 1))
-        world.works, world.is_async, world.killed, world.spawning = {}, {}, set(), []
+        world.works, world.is_async, world.killed, world.spawning, world.async_left = {}, {}, set(), [], {}
         world.do(world.logic.start())
         for frame, resolved in frames:
             # A call that was published anew just before would be run by both, which at-least-once allows; here that
