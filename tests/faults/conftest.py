@@ -59,7 +59,9 @@ class Workers:
             name = f"w{len(self.processes)}"
             command = [sys.executable, "-m", "qnb.cli", "worker", url, "--name", name]
             with open(self.folder / f"{name}.log", "wb") as log:
-                process = subprocess.Popen([*command, "--concurrency", str(concurrency)], stdout=log, stderr=log)
+                command += ["--concurrency", str(concurrency)]
+                # A session of its own: Ctrl-C in a terminal is meant for the test, which ends its workers itself.
+                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             self.processes.append(process)
             started.append(psutil.Process(process.pid))
             names.add(name)
