@@ -88,10 +88,9 @@ class Keeper:
             self._changed.notify_all()
 
     def pending(self, future: Any) -> None:
-        """A pull is at the server."""
+        """A pull is at the server, until `over`."""
         with self._changed:
             self._pending.add(future)
-        future.add_done_callback(self._over)
 
     def fresh(self) -> bool:
         """Whether what arrives now was sent just now, as far as can be told."""
@@ -105,7 +104,8 @@ class Keeper:
         self._ticked = now
         return now
 
-    def _over(self, future: Any) -> None:
+    def over(self, future: Any) -> None:
+        """What it brought is in the consumer's hands, or given back."""
         with self._changed:
             self._pending.discard(future)
             if self._closed:

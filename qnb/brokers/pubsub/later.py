@@ -106,6 +106,7 @@ class Later:
         if got and (self._resting or self.gone):
             self._keeper.soon(self._put_back)
         self._keeper.ring(self._retry_at)
+        self._keeper.over(future)
 
     def _put_back(self) -> None:
         if self.gone:

@@ -82,6 +82,20 @@ class Puller:
 
     def _arrived(self, source: Source, future: Any, *, quick: bool) -> None:
         catch = Catch([], [], quick=quick)
+        modified = self._look_at(source, future, catch)
+        if modified is None:
+            self._hand_over(source, future, catch)
+        else:
+            modified.add_done_callback(lambda _: self._hand_over(source, future, catch))
+
+    def _hand_over(self, source: Source, future: Any, catch: Catch) -> None:
+        try:
+            self._accept(source, catch)
+        finally:  # not before: who closes waits for it, to give back what it brought
+            self._keeper.over(future)
+
+    def _look_at(self, source: Source, future: Any, catch: Catch) -> Any:
+        """What came is unpacked; the request that sets its deadline at the server, if there is one."""
         try:
             self._unpack(source, future.result().received_messages, catch)
         except grpc.RpcError as error:
@@ -92,15 +106,10 @@ class Puller:
             # Its deadline may be over on the server. If it is not, the next one gets it a little sooner.
             self._send(MODIFY, source, [delivery.token.ack_id for delivery in catch.deliveries])
             catch.deliveries = []
-        modified = None
-        if catch.deliveries and self.deadline != source.deadline:
-            # First, for the server must not wait longer for a holder that dies. Should it fail, it does.
-            ids = [delivery.token.ack_id for delivery in catch.deliveries]
-            modified = self._send(MODIFY, source, ids, self.deadline)
-        if modified is not None:
-            modified.add_done_callback(lambda _: self._accept(source, catch))
-        else:
-            self._accept(source, catch)
+        if not catch.deliveries or self.deadline == source.deadline:
+            return None
+        # First, for the server must not wait longer for a holder that dies. Should it fail, it does.
+        return self._send(MODIFY, source, [delivery.token.ack_id for delivery in catch.deliveries], self.deadline)
 
     def _unpack(self, source: Source, received: Iterable[Any], catch: Catch) -> None:
         done: list[str] = []
