@@ -45,7 +45,9 @@ def test_a_running_consumer_sees_a_level_that_was_never_used(levels: Place) -> N
     assert bodies(waiting.result()) == [b"x"]
     assert waiting.seconds < 0.2 + 0.5
     broker.publish_many([Envelope("q", b"0"), Envelope("q", b"9", priority=9), Envelope("q", b"5", priority=5)])
-    assert bodies(take(consumer, 3)) == [b"9", b"5", b"0"]
+    got = bodies(take(consumer, 3))
+    # The other two may both be on their way already, to reads that waited for them.
+    assert got[0] == b"9" and sorted(got[1:]) == [b"0", b"5"]
 
 
 def test_low_levels_are_served_too(levels: Place) -> None:
@@ -150,7 +152,7 @@ def test_delay_and_priority_together(delays: Place) -> None:
     broker.publish_many([Envelope("q", b"low", delay=0.2), Envelope("q", b"high", priority=9, delay=0.2)])
     assert waits(broker, "q", 2)
     assert nothing(delays.consumer(broker), 0)
-    time.sleep(0.25)
+    time.sleep(1.5 if delays.case.label == "sqs" else 0.25)  # which counts in whole seconds, from each message on
     assert bodies(take(delays.consumer(broker), 2, within=20)) == [b"high", b"low"]
 
 
