@@ -109,8 +109,10 @@ class Schedules:
                 continue
         return list(found)
 
-    def register(self, run: str) -> None:
+    def register(self, run: str, plan: Plan) -> None:
         """Have it found by workers. Again from time to time, for it expires as all outcomes do."""
+        if (pin := getattr(self._backend, "pin", None)) is not None:  # a backend that drops what it has no room for
+            pin(_needs(plan))
         taken = [record.first for record in self._backend.fetch_many(INDEX)]
         slot = max(taken, default=-1) + 1
         data = self._signer.seal(RUN, run.encode())
@@ -171,8 +173,13 @@ class Schedules:
 
     def renew(self, record: RunRecord, plan: Plan, now: float) -> None:
         """Keep what it needs for as long again."""
-        for key in (plan.hash.hex(), plan.blob, *plan.archives):
-            if key is not None and (data := self._backend.get_blob(key)) is not None:
+        for key in _needs(plan):
+            if (data := self._backend.get_blob(key)) is not None:
                 self._backend.put_blob(key, data)
         self.save(record, replace(plan, renewed_at=now))
-        self.register(record.run)
+        self.register(record.run, plan)
+
+
+def _needs(plan: Plan) -> list[str]:
+    """The blobs that its calls are made of."""
+    return [plan.hash.hex(), *([] if plan.blob is None else [plan.blob]), *plan.archives]

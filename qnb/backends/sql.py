@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from qnb.backends.base import RESULT_SECONDS
 from qnb.backends.spans import join
 from qnb.backends.sql_engine import Engine, FileEngine
-from qnb.backends.sql_room import Room
+from qnb.backends.sql_room import PINNED, Room
 from qnb.brokers.sqlite.schema import BACKEND_TABLES, table_prefix
 from qnb.errors import BackendUnavailable
 from qnb.message import RunRecord, Stored
@@ -20,6 +20,7 @@ from qnb.settings import embedded_path, parse_url
 
 SWEEP_SECONDS = 60.0
 SWEEP_RUNS = 200
+FRESH_SECONDS = 600.0  # a blob of a file that is put again after that counts as put now
 # Spans asked for in one statement.
 SPANS = 100
 _RUN = "run, kind, name, count, created_at, session, data"
@@ -180,6 +181,17 @@ class SqlBackend:
         if not there or there[0][0] < now + self.expires / 2:
             row = {"name": key, "expires_at": now + self.expires, "data": bytes(data)}
             self._engine.put("blobs", [row])
+        elif self._room is not None and there[0][0] < now + self.expires - FRESH_SECONDS:
+            # What goes first where there is no room is what was put the longest ago.
+            statement = f"UPDATE {self._engine.names['blobs']} SET expires_at = :expires_at WHERE name = :name"
+            self._engine.run([statement], [{"name": key, "expires_at": now + self.expires}])
+
+    def pin(self, keys: Sequence[str]) -> None:
+        """These blobs are not dropped for want of room, for as long as outcomes are kept."""
+        if self._room is not None:
+            first = max((record.first for record in self.fetch_many(PINNED)), default=-1) + 1
+            while self.store_many([Stored(PINNED, first, 1, " ".join(keys).encode())]):
+                first += 1
 
     def get_blob(self, key: str) -> bytes | None:
         query = f"SELECT data FROM {self._engine.names['blobs']} WHERE name = :name AND expires_at > :now"

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from qnb.codec.pickling import culprit, names_by_value, ship_pickler, unopened
+from qnb.codec.pickling import culprit, dumps_each, names_by_value, ship_pickler, unopened
 from qnb.errors import BadMessage, CannotPickle, QnbError
 from qnb.message import UNREADABLE, Blob, ValueOf
 
@@ -54,7 +54,7 @@ class _Refers:
     backend: Any
     references: list[Reference]
     replace: Mapping[int, Reference]
-    numbers: dict[int, int]
+    numbers: dict[int, tuple[int, Any]]  # by id, which another object would have if this one did not stay alive
 
     def persistent_id(self, value: Any) -> int | None:
         if isinstance(value, Referable):
@@ -63,11 +63,11 @@ class _Refers:
             found = self.replace.get(id(value)) if self.replace else None
         if found is None:
             return None
-        number = self.numbers.get(id(value))
-        if number is None:
-            number = self.numbers[id(value)] = len(self.references)
+        known = self.numbers.get(id(value))
+        if known is None:
+            known = self.numbers[id(value)] = len(self.references), value
             self.references.append(found)
-        return number
+        return known[0]
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Referable):
@@ -103,6 +103,10 @@ def dumps_referring(value: Any, backend: Any, replace: Mapping[int, Reference] =
 
     `replace`: what stands for the objects with these ids.
     """
+    # Most refer to nothing: what may refer cannot be pickled plainly, and to ask of each object takes far longer.
+    plain = None if replace else dumps_each([value])
+    if plain is not None and not names_by_value(plain[0]):
+        return plain[0], []
     try:
         data, references = _dump(_PlainPickler, value, backend, replace)
         if not names_by_value(data):

@@ -10,7 +10,7 @@ from typing import Any
 from qnb.backends.base import RESULT_SECONDS, Backend
 from qnb.codec.parts import put_object, put_parts
 from qnb.codec.payloads import PLAIN, encode_columns, encode_pickled
-from qnb.codec.pickling import Apart, dumps, dumps_apart, dumps_small
+from qnb.codec.pickling import ARRAY_BYTES, Apart, dumps, dumps_apart, dumps_each, dumps_small, names_by_value
 from qnb.codec.references import Call, Referable, Reference, dumps_referring, encode_referring
 from qnb.codec.signing import Signer
 from qnb.errors import CannotPickle, StorageFull
@@ -18,18 +18,23 @@ from qnb.message import Blob
 from qnb.settings import parse_url
 
 LARGE_BYTES = 4 << 20  # an argument from this size on is put aside
-SHARED_BYTES = 1 << 16  # and one from this size on that many calls have
+SHARED_BYTES = ARRAY_BYTES  # and one from this size on that many calls have
 _SEEN = 256
 _STORED_SECONDS = 3600.0  # for which what was stored is not looked after again
 _SMALL = frozenset((type(None), bool, int, float))
 _TEXT = (str, bytes)
+_NESTED = (list, dict)
+_NO_NAMES: dict[str, Any] = {}
 
 
 class Memo:
-    """What became of the objects in these columns, which stay alive meanwhile."""
+    """What became of the objects in these columns, which stay alive meanwhile. `by_name`: of a function whose workers
+    may open no pickle."""
 
-    def __init__(self, columns: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, columns: Sequence[Sequence[Any]], by_name: bool = False) -> None:
         self._columns = columns
+        self.by_name = by_name
+        self.mixed = False  # whether some calls have to be looked at one by one
         self._often: set[int] | None = None
         self.blobs: dict[int, Blob | None] = {}
 
@@ -78,20 +83,52 @@ class Aside:
     def pack_rows(self, columns: Sequence[Sequence[Any]], names: Sequence[str], plain: bool, memo: Memo) -> bytes:
         """Calls side by side, given by column; the last `len(names)` columns are keyword arguments."""
         if plain:
-            data = encode_columns(columns, names, plain)
-            if len(data) < SHARED_BYTES or not self._backend.blobs or not any(map(_has_large_text, columns)):
+            known = memo.blobs and any(memo.blobs.get(id(value)) for column in columns for value in column)
+            if not known and (data := self._pack_plain(columns, names, memo)) is not None:
                 return data
-        positional, apart = len(columns) - len(names), Apart(SHARED_BYTES)
-        refer = any(issubclass(kind, Referable) for column in columns for kind in set(map(type, column)))
-        calls: list[bytes | Call] = []
-        for row in zip(*columns, strict=True):
-            call = (row[:positional], dict(zip(names, row[positional:], strict=True)) if names else {})
-            small = None if refer or memo.blobs else dumps_small(call, apart)
+        positional, rows = len(columns) - len(names), zip(*columns, strict=True)
+        calls: Any = ((row, _NO_NAMES) for row in rows) if not names else (
+            (row[:positional], dict(zip(names, row[positional:], strict=True))) for row in rows
+        )  # fmt: skip
+        if not memo.mixed:
+            calls = list(calls)
+            if (data := self._pack_small(calls)) is not None:
+                return data
+            memo.mixed = True
+        return pack_calls([self._pack_one(call, memo) for call in calls])
+
+    def _pack_plain(self, columns: Sequence[Sequence[Any]], names: Sequence[str], memo: Memo) -> bytes | None:
+        """Without a pickle; None where something is worth to be put aside."""
+        data = encode_columns(columns, names, True)
+        if len(data) < SHARED_BYTES or not self._backend.blobs or memo.by_name:
+            return data
+        return None if any(self._worth(column, memo) for column in columns) else data
+
+    def _worth(self, column: Sequence[Any], memo: Memo) -> bool:
+        for value in column:
+            size = 0
+            if type(value) in _TEXT:
+                size = len(value)
+            elif type(value) in _NESTED and value:
+                size = len(encode_columns([[value]], (), True))
+            if size >= SHARED_BYTES and (size >= self._large or memo.often(value)):
+                return True
+        return False
+
+    def _pack_small(self, calls: list[tuple[Any, Any]]) -> bytes | None:
+        """Where all are small and refer to nothing, the fastest way; else None."""
+        pickles = dumps_each(calls)
+        if pickles is None or (self._backend.blobs and max(map(len, pickles)) >= SHARED_BYTES):
+            return None
+        data = encode_pickled(pickles)
+        return None if names_by_value(data) else data
+
+    def _pack_one(self, call: tuple[Any, Any], memo: Memo) -> bytes | Call:
+        if not memo.blobs:
+            small = dumps_small(call, Apart(SHARED_BYTES))
             if small is not None and (len(small) < SHARED_BYTES or not self._backend.blobs):
-                calls.append(small)
-            else:
-                calls.append(self.pack(*call, memo))
-        return pack_calls(calls)
+                return small
+        return self.pack(*call, memo)
 
     def _put_aside(self, value: Any, memo: Memo | None) -> Blob | None:
         """What stands for a large value; None for one that travels with its call."""
@@ -138,7 +175,3 @@ def pack_calls(calls: Sequence[bytes | Call]) -> bytes:
     if all(type(call) is bytes for call in calls):
         return encode_pickled(list(calls))  # type: ignore[arg-type]
     return encode_referring(calls)
-
-
-def _has_large_text(column: Sequence[Any]) -> bool:
-    return any(type(value) in _TEXT and len(value) >= SHARED_BYTES for value in column)

@@ -63,6 +63,7 @@ class Batch(Referable):
         self.names: tuple[str, ...] = ()
         self.source: str | None = None  # of a run that was attached
         self.incomplete = False  # its arguments were not kept
+        self.by_name = False  # of a function whose workers may open no pickle
         self._left = count
         self._unsent: set[int] = set()  # calls that failed here, and that nobody else will ever hear of
         self._condition = Condition()

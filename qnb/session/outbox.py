@@ -172,7 +172,7 @@ class Outbox:
     def _send_calls(self, batch: Batch, start: int, stop: int, size: int | None) -> None:
         session, options = self._session, batch.options.on_wire()
         columns = [values for _, values in batch.parameters]
-        plain, memo = travels_plain(batch.function, columns), Memo(columns)
+        plain, memo = travels_plain(batch.function, columns), Memo(columns, batch.by_name)
         frames: list[Frame] = []
         size_of_frames = 0
         while start < stop:

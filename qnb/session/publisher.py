@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from qnb.backends.base import Backend
@@ -17,6 +18,7 @@ from qnb.message import Envelope, Frame, Note
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+_STORED_SECONDS = 3600.0  # for which code that was stored is not looked after again
 
 
 class Publisher:
@@ -30,7 +32,7 @@ class Publisher:
         self.signer = signer
         self._failed = failed
         self._queues: set[str] = set()
-        self._stored: set[str] = set()
+        self._stored: dict[str, float] = {}
         self._unsent: list[tuple[Envelope, Frame]] = []
         self._lock = threading.Lock()
 
@@ -122,8 +124,8 @@ class Publisher:
         return Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
 
     def _put(self, key: str, purpose: bytes, body: bytes) -> None:
-        if key in self._stored:
+        if time.monotonic() < self._stored.get(key, 0.0):
             return
         self.backend.put_blob(key, self.signer.seal(purpose, body))
         if purpose == CODE:  # the same with every frame; arguments come once
-            self._stored.add(key)
+            self._stored[key] = time.monotonic() + _STORED_SECONDS

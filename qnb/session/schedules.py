@@ -213,7 +213,7 @@ def every(
     kept = Schedules(session.backend, session.signer)
     before = [Schedule(kept, *old, session) for old in kept.all() if old[1].identity == plan.identity]
     kept.save(record, replace(plan, renewed_at=now))
-    kept.register(record.run)
+    kept.register(record.run, plan)
     for schedule in before:
         schedule.cancel()
     session.control.tell([("schedules", {})])

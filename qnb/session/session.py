@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from qnb import registry, settings
 from qnb.brokers.base import Presence
 from qnb.codec.archives import Shipments
-from qnb.codec.functions import Shipper, parameter_names
+from qnb.codec.functions import Named, Shipper, parameter_names
 from qnb.codec.kept import Kept
 from qnb.codec.outcomes import gaps
 from qnb.codec.parts import get_object
@@ -307,7 +307,7 @@ class Session(concurrent.futures.Executor):
         shipped = self.ship_function(function)
         labels = names or parameter_names(function, len(columns))
         batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)
-        batch.names = names
+        batch.names, batch.by_name = names, isinstance(function, Named)
         batch.timeout = timeout
         self.launch(batch, kind, function, chunksize)
         return batch
@@ -342,7 +342,7 @@ class Session(concurrent.futures.Executor):
             len(indices),
             batch.options,
         )
-        again.names = batch.names
+        again.names, again.by_name = batch.names, batch.by_name
         self.launch(again, "retry", None)
         return again
 

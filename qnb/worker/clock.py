@@ -85,8 +85,8 @@ class Clock:
             except QnbError as error:
                 log.warning("schedules of worker %s, trying again: %s", self._worker.options.name, error)
                 pause = PUBLISH_SECONDS
-            except Exception:  # of one schedule, and no reason to leave all others
-                log.exception("schedules of worker %s", self._worker.options.name)
+            except Exception:
+                log.exception("schedules of worker %s, trying again", self._worker.options.name)
                 pause = LOOK_SECONDS
             self._alarm.wait(pause)
             self._alarm.clear()
@@ -100,10 +100,10 @@ class Clock:
             if schedule.at <= now and not self._worker.closing:
                 try:
                     self._see_to(run, schedule, now)
-                except QnbError as error:  # the others are not to wait for it
+                except Exception as error:  # the others are not to wait for it
                     schedule.faults += 1
-                    schedule.at = max(schedule.at, now + min(FAULT_MOST_SECONDS, 2.0**schedule.faults))
-                    log.warning("schedule %s: %s", run, error)
+                    schedule.at = max(schedule.at, now + min(FAULT_MOST_SECONDS, 2.0 ** min(schedule.faults, 10)))
+                    _tell(run, error)
                 else:
                     schedule.faults = 0
         times = [self._look_at, *(schedule.at for schedule in self._all.values())]
@@ -128,6 +128,8 @@ class Clock:
             except (MessageError, ValueError) as error:
                 log.warning("schedule %s is left alone: %s", run, error)
                 self._gone.add(run)
+            except Exception as error:  # looked at again with the next look
+                _tell(run, error)
         kept = self._kept.kept_seconds
         self._look_at = min(self._look_at, now + max(1.0, kept / 8))
 
@@ -224,3 +226,9 @@ class Clock:
                 "schedule %s (%s) is fired once, %.0f s late: no worker was there for it, %d ticks before were missed",
                 record.name, record.run, late, tick.missed,
             )  # fmt: skip
+
+
+def _tell(run: str, error: Exception) -> None:
+    """Of a fault that may pass: in a line where the remedy is in it, else with all there is."""
+    known = isinstance(error, QnbError)
+    log.warning("schedule %s, trying again: %s", run, error if known else repr(error), exc_info=not known)

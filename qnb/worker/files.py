@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from qnb.backends.base import Backend
     from qnb.codec.signing import Signer
 
-_PREFIX = "qnb-worker-"
+_PREFIX = "qnb-files-"
+_LOCK = "lock"  # a file in each folder, locked for as long as its worker lives
 KEPT_BYTES = 2 << 30  # of files that nothing needs just now
 
 
@@ -32,10 +34,10 @@ class Files:
         self._signer = signer
         self._needed = needed  # names of files that must stay, whatever room they take
         _remove_left_behind()
-        self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{_namespace()}-{os.getpid()}-")
+        self.folder, held = _make_folder()
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # in the order of their last use
-        self._end = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._end = weakref.finalize(self, _remove, self.folder, held)
 
     def fetch(self, blobs: Iterable[Blob]) -> None:
         """Have these here. MessageError when one is gone."""
@@ -92,23 +94,37 @@ class Files:
         self._end()
 
 
-def _namespace() -> str:
-    """In which process numbers mean what they mean here; empty where that cannot be told."""
-    try:
-        return "".join(filter(str.isdigit, os.readlink("/proc/self/ns/pid")))
-    except OSError:
-        return ""
-
-
 def _read(file: BinaryIO, at: int, size: int) -> bytes:
     file.seek(at)
     return file.read(size)
 
 
+def _make_folder() -> tuple[str, int]:
+    """A folder of this process, and the descriptor that holds its lock, which lanes do not inherit."""
+    making = tempfile.mkdtemp(prefix="qnb-making-")
+    held = os.open(os.path.join(making, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks: nobody gets one, and nothing is removed
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # It gets its name once the lock is held: one of that name without a lock is nobody's.
+    folder = os.path.join(os.path.dirname(making), _PREFIX + os.path.basename(making).removeprefix("qnb-making-"))
+    os.rename(making, folder)
+    return folder, held
+
+
+def _remove(folder: str, held: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+
+
 def _remove_left_behind() -> None:
-    """Folders of workers that were killed. Only those whose process can be looked for: of this system, or container."""
-    own = f"{_PREFIX}{_namespace()}-"
-    for name in os.listdir(tempfile.gettempdir()) if _namespace() else ():
-        number = name.removeprefix(own).partition("-")[0]
-        if name.startswith(own) and number.isdigit() and not os.path.exists(f"/proc/{number}"):
-            shutil.rmtree(os.path.join(tempfile.gettempdir(), name), ignore_errors=True)
+    """Folders of workers that were killed, here or on another machine that has the same TMPDIR."""
+    for name in os.listdir(tempfile.gettempdir()):
+        if name.startswith(_PREFIX):
+            folder = os.path.join(tempfile.gettempdir(), name)
+            with contextlib.suppress(OSError):  # it is held, or another user's
+                held = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from typing import Any
 
@@ -241,3 +242,10 @@ def test_a_result_beside_one_that_cannot_be_pickled(session: qnb.Session) -> Non
     assert batch.counts == {"done": 3, "failed": 1}
     assert [int(batch[i].result()[0]) for i in (0, 2, 3)] == [0, 2, 3]
     assert {batch[i].result().nbytes for i in (0, 2, 3)} == {3 << 20}
+
+
+def test_what_calls_of_a_module_s_function_share_travels_once(session: qnb.Session, puts: list[str]) -> None:
+    floats = [float(i) for i in range(100_000)]
+    batch = session.map(operator.contains, [floats] * 20, [99_990 + i for i in range(20)])
+    assert batch.results(60) == [True] * 10 + [False] * 10
+    assert len([name for name in puts if "-args-" not in name]) == 2, "the function, and the list once"

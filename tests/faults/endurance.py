@@ -171,6 +171,7 @@ class Endurance:
                 if time.monotonic() >= looked + LOOK_SECONDS:
                     looked = time.monotonic()
                     self._look(living, looked - begun)
+            self._look(living, time.monotonic() - begun)
         finally:
             self.lasted = time.monotonic() - begun
 
@@ -191,6 +192,8 @@ class Endurance:
         """Memory, and how far it is. A process that was to live and does not is told once, and looked at no more."""
         for name, process in list(living.items()):
             try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    raise psutil.NoSuchProcess(process.pid)
                 below = [] if process.pid == os.getpid() else process.children(recursive=True)
                 whole = sum(each.memory_info().rss for each in [process, *below])
             except psutil.NoSuchProcess:
