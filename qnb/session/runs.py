@@ -17,6 +17,7 @@ import msgspec
 from qnb.backends.base import Backend
 from qnb.backends.schedules import Schedules
 from qnb.codec.functions import source_of
+from qnb.codec.parts import part_bytes
 from qnb.codec.pickling import loads
 from qnb.codec.references import (
     REFERRING,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 64 * 2**20  # of a run's arguments; above, `retry` has to be asked of the session that made it
-PART_BYTES = 4 * 2**20
 FOLLOW_SECONDS = 10.0
 RENEW_SECONDS = 3.0
 STREAM_SECONDS = 1.0
@@ -220,9 +220,10 @@ class Recorder:
         if batch.function.code is not None:
             backend.put_blob(batch.function.hash.hex(), signer.seal(CODE, batch.function.code))
         parts: list[str] = []
-        for start in range(0, len(arguments or b""), PART_BYTES):
+        most = part_bytes(backend)
+        for start in range(0, len(arguments or b""), most):
             parts.append(f"{batch.run}-args-{len(parts)}")
-            backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + PART_BYTES]))
+            backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + most]))
         return parts
 
 

@@ -79,7 +79,7 @@ class Files:
                 if os.path.exists(path):  # else the one before had the same content
                     # Read, not mapped: what a process has mapped counts as its memory.
                     with open(path, "rb") as file:
-                        put_parts(self._backend.put_blob, signer, key, size, partial(_read, file))
+                        put_parts(self._backend, signer, key, size, partial(_read, file))
                     with self._lock:
                         os.rename(path, os.path.join(self.folder, key))
                         self._sizes[key] = size

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qnb.codec.kept import describe
-from qnb.codec.parts import key_of
+from qnb.codec.parts import key_of, open_object
 from qnb.codec.payloads import encode_pickles, encode_plain
 from qnb.codec.pickling import Apart, dumps_home, loads
 from qnb.codec.references import Call, Reference, encode_entries, load_value, loads_referring
@@ -52,7 +52,7 @@ class Inputs:
         kept = None if fresh or not blob.shared else self._objects.get(blob.key)
         if kept is not None:
             return kept[0]
-        value = loads(bytes(self._map(blob.key, blob.size)), [self._map(*buffer) for buffer in blob.buffers])
+        value = open_object(bytes(self._map(blob.key, blob.size)), [self._map(*buffer) for buffer in blob.buffers])
         size = blob.size + sum(size for _, size in blob.buffers)
         if blob.shared and not fresh and not _is_array(value):
             self._keep(blob.key, value, size)
