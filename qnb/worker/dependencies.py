@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from qnb.codec.failures import own_failure
@@ -14,9 +15,11 @@ from qnb.codec.outcomes import spans_of
 from qnb.codec.parts import names_of
 from qnb.codec.references import REFERRING, Reference, blobs_of, decode_referring, split_values
 from qnb.codec.signing import NOTE, OUTCOMES, decode, encode
-from qnb.errors import MessageError, QnbError
-from qnb.message import DONE, FAILED, WORKER_PREFIX, Blob, Command, Frame, Note, Outcomes, Stored, ValueOf
+from qnb.errors import MessageError, QnbError, StorageFull
+from qnb.message import DONE, FAILED, WORKER_PREFIX, Command, Frame, Note, Outcomes, Stored, ValueOf
+from qnb.worker.files import fault_of
 from qnb.worker.graph import Known
+from qnb.worker.opening import blobs_among
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 FOLLOW_SECONDS = 10.0
 LOOK_SECONDS, LOOK_MOST_SECONDS = 0.05, 2.0
 GONE_SECONDS = 30.0  # after which it is asked whether a run is still known; it is written down a moment after it began
+FULL_LOOKS = 10  # for a value that there is no room for here, before its call fails: some 10 s
 _SPANS = 1000  # asked for at once
 
 
@@ -37,6 +41,7 @@ class Dependencies:
         self._followed: dict[str, float] = {}
         self._reply_to: dict[str, str] = {}  # by run, a session that may know of it
         self._since: dict[str, float] = {}  # when something of a run was first waited for
+        self._full: dict[tuple[str, int], int] = {}  # how often a value could not be written to a file
         self._look_at = self._pause = 0.0
         self._notes: deque[Note] = deque()
         self._work = threading.Event()
@@ -75,7 +80,7 @@ class Dependencies:
         with self._worker.lock:
             runs = self._worker.logic.graph.runs
         if not runs:
-            for kept in (self._followed, self._reply_to, self._since):
+            for kept in (self._followed, self._reply_to, self._since, self._full):
                 kept.clear()
             self._pause = 0.0
             return None
@@ -198,29 +203,23 @@ class Dependencies:
         positions = [index - outcomes.first for index in wanted]
         done = [at for at in positions if not outcomes.states or outcomes.states[at] == DONE]
         values = split_values(outcomes.values, done)
+        blobs = {at: blobs_of(value) for at, value in values.items()}
+        faults = self._worker.files.fetch(chain.from_iterable(blobs.values()))
         known: dict[int, Known] = {}
         for at in positions:
             if at not in values:
                 known[outcomes.first + at] = Known(outcomes.states[at], b"", outcomes.failures.get(at))
-                continue
-            try:
-                self._worker.files.fetch(blobs_of(values[at]))
+            elif error := fault_of(blobs[at], faults):
+                if not isinstance(error, StorageFull) or self._full_again(outcomes.run, outcomes.first + at):
+                    known[outcomes.first + at] = Known(FAILED, b"", own_failure(error))
+            else:
                 known[outcomes.first + at] = Known(DONE, values[at])
-            except MessageError as error:
-                known[outcomes.first + at] = Known(FAILED, b"", own_failure(error))
         return known
 
-
-def references_in(frame: Frame) -> list[Reference]:
-    """What calls of a frame refer to."""
-    if frame.args[:1] != REFERRING:
-        return []
-    return [each for _, references in decode_referring(frame.args) for each in references]
-
-
-def blobs_among(references: Sequence[Reference]) -> list[Blob]:
-    """Those of them that were put aside."""
-    return [each for each in references if isinstance(each, Blob)]
+    def _full_again(self, run: str, index: int) -> bool:
+        """Whether there was no room for this value too often; else it is looked for again after a pause."""
+        times = self._full[run, index] = self._full.get((run, index), 0) + 1
+        return times >= FULL_LOOKS
 
 
 def needed_files(worker: Worker) -> set[str]:
@@ -229,6 +228,8 @@ def needed_files(worker: Worker) -> set[str]:
         every = list(worker.logic.held.values())
         values = [value for held in every for value in held.values(held.frame.first, held.frame.count).values()]
         values += worker.logic.graph.values()
-    blobs = [blob for held in every for blob in blobs_among(references_in(held.frame))]
+    frames = [held.frame for held in every if held.frame.args[:1] == REFERRING]
+    calls = [references for frame in frames for _, references in decode_referring(frame.args)]
+    blobs = [blob for references in calls for blob in blobs_among(references)]
     blobs += [blob for value in values for blob in blobs_of(value)]
     return {key for blob in blobs for key, _ in names_of(blob)}
