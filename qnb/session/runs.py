@@ -29,7 +29,15 @@ from qnb.codec.references import (
     loads_referring,
 )
 from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN, Signer
-from qnb.errors import CannotPickle, ConfigurationError, MessageError, QnbError, UnknownTask
+from qnb.errors import (
+    CannotPickle,
+    ConfigurationError,
+    MessageError,
+    PayloadTooLarge,
+    QnbError,
+    StorageFull,
+    UnknownTask,
+)
 from qnb.message import DONE, STATES, Function, Outcomes, RunRecord, ValueOf, task_id
 from qnb.session.batch import Batch
 from qnb.session.options import TaskOptions
@@ -144,7 +152,8 @@ class Recorder:
             closed = self._closed
             try:
                 self._write_batches()
-                if closed or time.monotonic() - wrote >= STREAM_SECONDS:
+                # One that is new is written down at once: should this process die, there is its run all the same.
+                if closed or time.monotonic() - wrote >= STREAM_SECONDS or set(self._touched) - set(self._counts):
                     wrote = time.monotonic()
                     self._write_streams()
             except QnbError as error:
@@ -184,7 +193,11 @@ class Recorder:
 
     def _save_batch(self, batch: Batch, kind: str, function: Any, arguments: bytes | None) -> None:
         labels = [label for label, _ in batch.parameters]
-        parts = self._keep(batch, arguments)
+        try:
+            parts = self._keep(batch, arguments)
+        except (StorageFull, PayloadTooLarge) as error:  # as if they were too large to be kept: the run itself is known
+            log.warning("session %s: arguments of run %s are not kept: %s", self._session.name, batch.run, error)
+            parts = []
         self._save(batch, kind, function, len(batch), (labels, list(batch.names), parts))
 
     def _save(

@@ -227,6 +227,11 @@ class Worker:
             self._do(self.logic.learn(run, known, time.time()))
             self._room.notify_all()
 
+    def expire(self) -> None:
+        """End calls whose time is over while they wait for others."""
+        with self._lock:
+            self._do(self.logic.expire(time.time()))
+
     def _short(self, actions: list[act.Action]) -> Lane | None:
         if len(actions) != 1 or not isinstance(actions[0], act.Deal) or not self.logic.only_short(actions[0]):
             return None

@@ -7,7 +7,10 @@ import builtins
 import errno
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,11 @@ import pytest
 import qnb
 from qnb.codec.parts import key_of
 from qnb.codec.references import encode_referring
-from qnb.errors import StorageFull
+from qnb.errors import BackendUnavailable, StorageFull
 from qnb.message import Blob, Frame, Function
-from qnb.worker import dependencies, files, opening
+from qnb.session.future import is_small
+from qnb.worker import dependencies, files, logic, opening
+from tests.contract.conftest import Gate, until
 
 LARGE = 6 << 20
 _numbers = itertools.count()
@@ -40,7 +45,7 @@ def make(fill: int) -> Any:
 @pytest.fixture
 def alone(environment: None) -> Iterator[qnb.Session]:
     """A session whose worker is of this process, where things can be broken, and its own."""
-    with qnb.Session(f"memory://mishaps-{os.getpid()}-{next(_numbers)}", workers=1) as opened:
+    with qnb.Session(f"memory://mishaps-{os.getpid()}-{next(_numbers)}", workers=2) as opened:
         yield opened
 
 
@@ -131,3 +136,171 @@ def test_a_blob_that_is_gone_and_an_outcome_that_is_there(alone: qnb.Session) ->
     assert bring(frame, [(3, 1), (5, 1)]).refused == []
     assert [(first, count) for first, count, _ in bring(frame, [(3, 1)]).refused] == [(5, 1)]
     assert [(first, count) for first, count, _ in bring(frame, []).refused] == [(3, 1), (5, 1)]
+
+
+# Calls that wait for what may never come ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[qnb.Session]:
+    """As `alone`, with a backend that outlives it, of whose runs the worker soon asks whether they are known."""
+    monkeypatch.setattr(dependencies, "GONE_SECONDS", 1.0)
+    url = f"memory://mishaps-{os.getpid()}-{next(_numbers)}"
+    with qnb.Session(url, backend=f"sqlite:///{tmp_path}/results.db", workers=3) as opened:
+        yield opened
+
+
+def run_of(future: qnb.Future) -> str:
+    return future.id.rpartition(":")[0]
+
+
+def forget(session: qnb.Session, future: qnb.Future) -> None:
+    until(lambda: session.backend.load_run(run_of(future)))
+    session.backend.forget_run(run_of(future))
+
+
+def test_a_run_that_nobody_knows_any_more(kept: qnb.Session, gates: Callable[[], Gate]) -> None:
+    """Who waits for it fails. Who waits for one that is known does not, however long that takes."""
+    forgotten, known = gates(), gates()
+    first, second = kept.submit(forgotten.task, 1), kept.submit(known.task, 1)
+    kept.flush()
+    forget(kept, first)
+    waiting = kept.submit(inc, second)
+    error = kept.submit(inc, first).exception(60)
+    assert isinstance(error, qnb.DependencyFailed)
+    assert "no longer in sqlite:" in str(error)
+    assert "submit it again" in str(error)
+    assert not waiting.done()
+    again = kept.submit(inc, first)  # the call was to come all the same, and what was told before is not remembered
+    forgotten.open()
+    assert again.result(60) == 2
+    known.open()
+    assert waiting.result(60) == 2
+
+
+def test_a_record_that_is_there_again(kept: qnb.Session, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look that finds none is not enough."""
+    load, looks = kept.backend.load_run, list[str]()
+
+    def away_at_first(run: str) -> Any:
+        looks.append(run)
+        return None if len(looks) % 2 else load(run)
+
+    slow = kept.submit(gate.task, 1)
+    waiting = kept.submit(inc, slow)
+    kept.flush()
+    until(lambda: kept.backend.load_run(run_of(slow)))
+    monkeypatch.setattr(kept.backend, "load_run", away_at_first)
+    until(lambda: len(looks) > 5)
+    assert not waiting.done()
+    gate.open()
+    assert waiting.result(60) == 2
+
+
+def test_a_run_whose_arguments_cannot_be_kept_is_known(kept: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(key: str, data: bytes) -> None:
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(kept.backend, "put_blob", put)
+    batch = kept.map(inc, range(3))
+    assert batch.results(60) == [1, 2, 3]
+    record = until(lambda: kept.backend.load_run(batch.run))
+    assert record.count == 3
+
+
+def test_time_runs_out_while_a_call_waits(alone: qnb.Session, gate: Gate) -> None:
+    slow = alone.submit(gate.task, 1)
+    waiting = alone.task(expires=0.5)(inc).submit(slow)
+    with pytest.raises(qnb.TaskExpired, match="not started within its `expires`"):
+        waiting.result(60)
+    assert waiting.state == "cancelled"
+    assert not slow.done()
+
+
+def test_many_frames_that_wait_for_one_call(alone: qnb.Session, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend is asked once for what they need, and then from time to time."""
+    taken, look, asked = logic.WorkerLogic.received, dependencies.Dependencies._look, list[str]()
+    frames = set[int]()
+
+    def received(self: Any, delivery: Any, frame: Any, *rest: Any) -> Any:
+        frames.add(frame.first)
+        return taken(self, delivery, frame, *rest)
+
+    def asking(self: Any, runs: Any) -> None:
+        asked.extend(runs)
+        look(self, runs)
+
+    monkeypatch.setattr(logic.WorkerLogic, "received", received)
+    monkeypatch.setattr(dependencies.Dependencies, "_look", asking)
+    slow = alone.submit(gate.task, 1)
+    alone.flush()
+    gate.wait()
+    begun = time.monotonic()
+    batch = alone.map(max, [slow] * 200, range(200), chunksize=1)
+    until(lambda: len(frames) == 200, 60)
+    assert len(asked) < 10 + (time.monotonic() - begun) / dependencies.LOOK_MOST_SECONDS
+    gate.open()
+    assert batch.results(60) == [max(1, index) for index in range(200)]
+
+
+def test_a_backend_that_is_away_while_a_call_waits(
+    alone: qnb.Session, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call is held, and is run once."""
+    look, faults, path = dependencies.Dependencies._look, list[str](), str(tmp_path / "ran")
+
+    def away_at_first(self: Any, runs: Any) -> None:
+        if len(faults) < 3:
+            faults.extend(runs)
+            raise BackendUnavailable("away for a moment")
+        look(self, runs)
+
+    def note(value: int) -> int:
+        with open(path, "a") as file:
+            file.write("ran\n")
+        return value
+
+    monkeypatch.setattr(dependencies.Dependencies, "_look", away_at_first)
+    waiting = alone.submit(note, alone.submit(gate.task, 1))
+    alone.flush()
+    until(lambda: len(faults) == 3)
+    gate.open()
+    assert waiting.result(60) == 1
+    until(lambda: not alone._workers._worker.logic.held)
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize("wrap", [lambda batch: batch, lambda batch: batch[1], lambda batch: [batch[0], batch]])
+def test_a_small_value_that_is_here_is_sent_along(kept: qnb.Session, wrap: Callable[[qnb.Batch], Any]) -> None:
+    """Its run may be forgotten, and expire."""
+
+    def table(rows: int) -> Any:
+        import pandas
+
+        return pandas.DataFrame({"a": range(rows), "b": "text"})
+
+    batch = kept.map(table, [10, 20])
+    batch.results(60)
+    until(lambda: kept.backend.load_run(batch.run))
+    kept.forget(batch.run)
+    assert "text" in kept.submit(repr, wrap(batch)).result(60)
+
+
+def test_a_large_value_that_is_here_is_referred_to(kept: qnb.Session) -> None:
+    """It went from worker to worker, and does so again."""
+    small, large, text = kept.submit(make, 1), kept.map(make, [1, 2]), kept.submit("{:100000}".format, 1)
+    for waited in (small, *large[:], text):
+        waited.result(60)
+    for argument in (small, large, text):
+        assert argument.reference(kept.backend) is not None
+
+
+@pytest.mark.parametrize(
+    "value, small",
+    [
+        ([1] * 1000, True), ([1.5] * 10_000, False), (bytearray(1000), True), (bytearray(70_000), False),
+        ([bytearray(30_000)] * 2, True), ([bytearray(30_000) for _ in range(3)], False), (threading.Lock(), False),
+    ],
+)  # fmt: skip
+def test_what_is_small(value: Any, small: bool) -> None:
+    assert is_small(value) is small
