@@ -94,8 +94,13 @@ class Inputs:
                 task = task_id(work.run, first + position) if work.keep else None
                 try:
                     entries.append(self._entry(task, value, pickled, apart, aside))
-                except OSError as error:  # a full disk, mostly
-                    failed[position] = CannotPickle(f"the result cannot be put aside in {self.folder}: {error}")
+                except CannotPickle as error:
+                    failed[position] = error
+                    entries.append((None, []))
+                except (OSError, MemoryError) as error:  # a full disk, mostly
+                    failed[position] = CannotPickle(
+                        f"the result cannot be put aside in {self.folder}: {error!r}; TMPDIR names another place"
+                    )
                     entries.append((None, []))
             else:
                 entries.append((pickled, []))
@@ -110,11 +115,16 @@ class Inputs:
         size = len(pickled) + sum(memory.nbytes for memory in apart.buffers)
         if self.folder is None or (size < LARGE_BYTES and task is None):
             return dumps_home(value), []
-        import tempfile  # which most lanes never need
+        import shutil  # which most lanes never need, either of them
+        import tempfile
 
         folder = tempfile.mkdtemp(prefix="out-", dir=self.folder)
-        buffers = [(_write(folder, memory), memory.nbytes) for memory in apart.buffers]
-        blob = Blob(_write(folder, pickled), len(pickled), buffers)
+        try:
+            buffers = [(_write(folder, memory), memory.nbytes) for memory in apart.buffers]
+            blob = Blob(_write(folder, pickled), len(pickled), buffers)
+        except BaseException:  # what was written of it would stay
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         aside.append((folder, blob))
         return (None if task is None else describe(task, value, size)), [blob]
 

@@ -304,3 +304,80 @@ def test_a_large_value_that_is_here_is_referred_to(kept: qnb.Session) -> None:
 )  # fmt: skip
 def test_what_is_small(value: Any, small: bool) -> None:
     assert is_small(value) is small
+
+
+# Calls whose end cannot be told as it was ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[qnb.Session]:
+    """A session with a lane of processes: one for coroutine functions, and one for all others."""
+    with qnb.Session(f"sqlite:///{tmp_path_factory.mktemp('mishaps')}/queue.db", workers=1) as opened:
+        yield opened
+
+
+def also_async(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The function, and a coroutine function that does the same."""
+
+    async def coroutine(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return [function, coroutine]
+
+
+def test_half_of_a_surrogate_pair_in_what_a_call_says(processes: qnb.Session) -> None:
+    """It cannot be sent as it is: the lane died of it, and a coroutine's end was never told."""
+
+    def fail(message: str) -> None:
+        raise ValueError(message)
+
+    def note(message: str) -> str:
+        qnb.progress(1, 2, message)
+        return message
+
+    for each in also_async(fail):
+        error = processes.submit(each, "\ud800 row").exception(60)
+        assert isinstance(error, ValueError)
+        assert str(error) == "\ud800 row"
+        assert processes.task(retries=1, backoff=0.01)(each).submit("\ud800").exception(60).args == ("\ud800",)
+    for each in also_async(note):
+        assert processes.submit(each, "\ud800 row").result(60) == "\ud800 row"
+
+
+def test_a_result_that_cannot_be_written_down(processes: qnb.Session) -> None:
+    """As where the disk is full. The next call is well again."""
+
+    def large(limit: int) -> Any:
+        import resource
+
+        import numpy
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        return numpy.ones(6 << 20, dtype="uint8")
+
+    for each in also_async(large):
+        error = processes.submit(each, 1 << 20).exception(60)
+        assert isinstance(error, qnb.CannotPickle)
+        assert "TMPDIR names another place" in str(error)
+        assert processes.submit(each, -1).result(60).nbytes == 6 << 20
+
+
+def test_an_end_that_cannot_be_told(processes: qnb.Session) -> None:
+    """Whatever the reason, whoever waits is told that much."""
+
+    def spoil(_index: int) -> str:
+        """As a library would that changes what it should not."""
+        from qnb.worker.runner import Record
+
+        def raising(_record: Record) -> None:
+            Record._differs = kept  # type: ignore[method-assign]
+            raise RuntimeError("no such thing")
+
+        kept, Record._differs = Record._differs, raising  # type: ignore[assignment, method-assign]
+        return "value"
+
+    for each in also_async(spoil):
+        error = processes.submit(each, 1).exception(60)
+        assert isinstance(error, qnb.CannotPickle)
+        assert "the outcome cannot be told: RuntimeError: no such thing" in str(error)
+    assert processes.submit(inc, 1).result(60) == 2
