@@ -7,6 +7,8 @@ delivers, leases and settles; an Outcomes carries the ends of a contiguous range
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 WIRE_VERSION = 1
@@ -56,15 +58,19 @@ class ValueOf(msgspec.Struct, frozen=True, array_like=True, tag="v"):
     name: str = ""
 
 
+Key = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]  # of content: it is the name of a file, too
+Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Blob(msgspec.Struct, frozen=True, array_like=True, tag="b"):
     """In the place of a value: its pickle, `size` bytes in the blob store under `key`.
 
     `buffers` has name and size of what the pickle (protocol 5) has left out. `shared`: many calls have the same one.
     """
 
-    key: str
-    size: int
-    buffers: list[tuple[str, int]] = []
+    key: Key
+    size: Size
+    buffers: list[tuple[Key, Size]] = []
     shared: bool = False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType, TracebackType
 from typing import Any
 
+from qnb.codec.output import sound
 from qnb.codec.pickling import dumps_home, loads
 from qnb.errors import RemoteError, ShippingError
 from qnb.message import Failure
@@ -31,7 +32,7 @@ def pack_failure(error: BaseException, skip: int = 0, as_text: bool = False) -> 
     text = "".join(lines)
     if len(text) > _TRACEBACK_CHARS:
         text = text[:1000] + "\n  …\n" + text[1000 - _TRACEBACK_CHARS :]
-    return Failure(_type_name(error), _message(error), text, payload)
+    return Failure(sound(_type_name(error)), _message(error), sound(text), payload)
 
 
 def _payload(error: BaseException, tb: TracebackType | None, keep: Keep) -> bytes | None:
@@ -69,7 +70,12 @@ def _unpack(failure: Failure) -> BaseException:
 def own_failure(error: BaseException) -> Failure:
     """A Failure of qnb's own making (lost, timed out), which has no traceback."""
     payload = dumps_home(_parts(error, None, set(), dict))
-    return Failure(_type_name(error), _message(error), f"{_type_name(error)}: {error}\n", payload)
+    return Failure(_type_name(error), _message(error), f"{_type_name(error)}: {_message(error)}\n", payload)
+
+
+def told(error: BaseException) -> str:
+    """In a line: its class and its message."""
+    return sound(f"{type(error).__name__}: {_message(error)}")
 
 
 def _type_name(error: BaseException) -> str:
@@ -81,9 +87,9 @@ def _type_name(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return str(error)
+        return sound(str(error))
     except Exception as broken:
-        return f"<its message cannot be shown: {broken!r}>"
+        return sound(f"<its message cannot be shown: {broken!r}>")
 
 
 def _parts(error: BaseException, tb: TracebackType | None, seen: set[int], keep: Keep) -> tuple[Any, ...]:

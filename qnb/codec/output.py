@@ -14,6 +14,15 @@ _DISPLAYS_HEARD = 64
 _OVERWRITTEN = re.compile(r"[^\n\r]*\r+(?=[^\r\n])")
 
 
+def sound(text: str) -> str:
+    """The text with what cannot be sent written out: half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
+
+
 class Ring:
     """A text of any length in bounded memory: its head and its tail, half of `kept` characters each."""
 

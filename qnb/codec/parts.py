@@ -1,22 +1,23 @@
 """Large content in the blob store: in parts, each sealed, named by the hash of the whole.
 
 Nothing here holds more than a part besides the content itself. What is at most a part is one blob under its own name.
+How large a part is the writer decides; a reader goes on until it has the whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from qnb.codec.pickling import Apart, loads
 from qnb.codec.signing import BLOB, Signer
-from qnb.errors import MessageError
+from qnb.errors import BadMessage, MessageError
 from qnb.message import Blob
 
 PART_BYTES = 4 << 20
+_SEAL_BYTES = 256  # and less, that sealing adds
 
-Put = Callable[[str, bytes], None]
 Get = Callable[[str], bytes | None]
 Read = Callable[[int, int], bytes]
 
@@ -26,10 +27,10 @@ def key_of(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def part_names(key: str, size: int) -> list[str]:
-    """The names of its parts."""
-    count = -(-size // PART_BYTES)
-    return [key] if count <= 1 else [f"{key}-{number}" for number in range(count)]
+def part_bytes(backend: Any) -> int:
+    """Bytes of a part in this backend, which may have a bound on what it takes at once."""
+    most = getattr(backend, "record_bytes", None)
+    return PART_BYTES if most is None else max(1, min(PART_BYTES, most - _SEAL_BYTES))
 
 
 def names_of(blob: Blob) -> list[tuple[str, int]]:
@@ -37,22 +38,25 @@ def names_of(blob: Blob) -> list[tuple[str, int]]:
     return [(blob.key, blob.size), *blob.buffers]
 
 
-def put_parts(put: Put, signer: Signer, key: str, size: int, read: Read) -> None:
+def put_parts(backend: Any, signer: Signer, key: str, size: int, read: Read) -> None:
     """Store content under its name; `read` gives what is at an offset, of so many bytes."""
-    for number, name in enumerate(part_names(key, size)):
-        at = number * PART_BYTES
-        put(name, signer.seal(BLOB, read(at, min(PART_BYTES, size - at))))
+    most = part_bytes(backend)
+    for number, at in enumerate(range(0, max(1, size), most)):
+        name = key if size <= most else f"{key}-{number}"
+        backend.put_blob(name, signer.seal(BLOB, read(at, min(most, size - at))))
 
 
 def get_parts(get: Get, signer: Signer, key: str, size: int) -> Iterator[bytes]:
     """The content part by part; MessageError when it is gone, or is not what its name says."""
-    digest = hashlib.sha256()
-    for name in part_names(key, size):
-        sealed = get(name)
+    digest, at, number = hashlib.sha256(), 0, 0
+    whole = get(key) if size <= PART_BYTES else None
+    while number == 0 or (at < size and whole is None):
+        sealed = get(f"{key}-{number}") if whole is None else whole
         if sealed is None:
             raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
         part = signer.unseal(BLOB, sealed)
         digest.update(part)
+        at, number = at + max(1, len(part)), number + 1
         yield part
     if digest.hexdigest()[:32] != key:
         raise MessageError(f"the blob {key} has another content than its name says: refused")
@@ -73,7 +77,16 @@ def put_object(store: Callable[[str, bytes | memoryview], None], pickled: bytes,
 def get_object(get: Get, signer: Signer, blob: Blob) -> Any:
     """The object; its memory is its own, and may be written to."""
     whole = [_gather(get, signer, key, size) for key, size in blob.buffers]
-    return loads(bytes(_gather(get, signer, blob.key, blob.size)), whole)
+    return open_object(bytes(_gather(get, signer, blob.key, blob.size)), whole)
+
+
+def open_object(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    """Open a pickle with the memory that was left out of it; BadMessage where that is not all its own."""
+    left = iter(buffers)
+    value = loads(pickled, left)
+    if next(left, None) is not None:
+        raise BadMessage("a value came with memory that is not its own: refused")
+    return value
 
 
 def _gather(get: Get, signer: Signer, key: str, size: int) -> bytearray:

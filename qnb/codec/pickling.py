@@ -92,6 +92,30 @@ def dumps_each(values: Iterable[Any]) -> list[bytes] | None:
     return None if apart.buffers else pickles
 
 
+class _Within:
+    """A file that takes so many bytes, and keeps none."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("larger than that")
+        return size
+
+
+def is_within(value: Any, most: int) -> bool:
+    """Whether plain pickle can do it, in less than so many bytes; of a larger value little more than those is made."""
+    file, apart = _Within(most), Apart(4096)
+    try:
+        pickle.Pickler(file, 5, buffer_callback=apart).dump(value)
+    except Exception:
+        return False
+    return sum(memory.nbytes for memory in apart.buffers) < file.left
+
+
 def names_by_value(data: bytes) -> bool:
     """Whether a pickle names a module whose functions and classes are to travel by value."""
     for name in _BY_VALUE:  # noqa: SIM110 - once a submit, and a generator takes longer

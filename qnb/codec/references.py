@@ -204,7 +204,12 @@ _any = msgspec.msgpack.Decoder()
 
 def blobs_of(value: bytes) -> list[Blob]:
     """What was put aside of a value that stands by itself."""
-    return _entry.decode(memoryview(value)[1:])[1] if value[:1] == REFERRING else []
+    if value[:1] != REFERRING:
+        return []
+    try:
+        return _entry.decode(memoryview(value)[1:])[1]
+    except UNREADABLE as error:
+        raise BadMessage(f"not a value of this version of qnb: {error}") from error
 
 
 def load_value(value: bytes, loads: Callable[[bytes], Any], fetch: Callable[[Blob], Any]) -> Any:

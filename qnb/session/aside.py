@@ -165,8 +165,7 @@ class Aside:
         now = time.monotonic()
         if now - self._stored.get(key, -self._trusted) >= self._trusted:
             view = memoryview(content)
-            put, size = self._backend.put_blob, len(view)
-            put_parts(put, self._signer, key, size, lambda at, length: bytes(view[at : at + length]))
+            put_parts(self._backend, self._signer, key, len(view), lambda at, length: bytes(view[at : at + length]))
             self._stored[key] = now
 
 

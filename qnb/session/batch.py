@@ -19,7 +19,7 @@ from qnb.codec.outcomes import spans_of
 from qnb.codec.references import Referable
 from qnb.message import CANCELLED, DONE, FAILED, LOST, QUEUED, RUNNING, STATES, Function, Outcomes, Progress, ValueOf
 from qnb.session.columns import Columns
-from qnb.session.future import Future, to_refer
+from qnb.session.future import Future, is_small, to_refer
 from qnb.session.options import TaskOptions
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Batch(Referable):
         self.incomplete = False  # its arguments were not kept
         self.by_name = False  # of a function whose workers may open no pickle
         self._left = count
+        self._small: bool | None = None  # all its values, once they are here
         self._unsent: set[int] = set()  # calls that failed here, and that nobody else will ever hear of
         self._condition = Condition()
         self._futures: dict[int, Future] = {}
@@ -195,7 +196,9 @@ class Batch(Referable):
         if self._unsent:
             return self[min(self._unsent)].reference(backend)  # which says so
         here = self.data.states.count(DONE) == len(self)
-        if not len(self) or not to_refer(self, backend, here, f"run {self.run}"):
+        if here and self._small is None:
+            self._small = is_small(self.value())
+        if not len(self) or (here and self._small) or not to_refer(self, backend, here, f"run {self.run}"):
             return None
         return ValueOf(self.run, 0, len(self), False, self.function.name)
 

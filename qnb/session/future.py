@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qnb import message
 from qnb.codec.output import Heard
 from qnb.codec.payloads import PLAIN
+from qnb.codec.pickling import is_within
 from qnb.codec.references import Call, Referable
 from qnb.errors import ConfigurationError, DependencyFailed
 from qnb.message import STATES, Display, Function, Progress, ValueOf, task_id
@@ -35,8 +36,8 @@ class Owner(Protocol):
 
 
 def is_small(value: Any) -> bool:
-    """Whether a value is plain, and takes no room worth sparing."""
-    return type(value) in PLAIN and sys.getsizeof(value) < SMALL_BYTES
+    """Whether a value takes no room worth sparing."""
+    return sys.getsizeof(value) < SMALL_BYTES if type(value) in PLAIN else is_within(value, SMALL_BYTES)
 
 
 def to_refer(owner: Owner, backend: Any, here: bool, what: str) -> bool:
@@ -87,6 +88,7 @@ class Future(concurrent.futures.Future[Any], Referable):
     _code = message.QUEUED
     _cause: BaseException | None = None
     _remote_traceback = ""
+    _small: bool | None = None
     _unsent = False  # it failed here, and nobody else will ever hear of it
     _output = ""
     _displays: Sequence[Display] = ()
@@ -238,7 +240,9 @@ class Future(concurrent.futures.Future[Any], Referable):
             error = self._exception
             raise DependencyFailed(f"not run, since task {self.id} was never sent: {error}") from error
         here = self._state == FINISHED and self._exception is None
-        if here and is_small(self._result):
+        if here and self._small is None:
+            self._small = is_small(self._result)
+        if here and self._small:
             return None  # it is sent along: nothing has to be there any more
         if not to_refer(self._owner, backend, here, f"task {self.id}"):
             return None

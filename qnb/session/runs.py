@@ -17,6 +17,7 @@ import msgspec
 from qnb.backends.base import Backend
 from qnb.backends.schedules import Schedules
 from qnb.codec.functions import source_of
+from qnb.codec.parts import part_bytes
 from qnb.codec.pickling import loads
 from qnb.codec.references import (
     REFERRING,
@@ -28,7 +29,15 @@ from qnb.codec.references import (
     loads_referring,
 )
 from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN, Signer
-from qnb.errors import CannotPickle, ConfigurationError, MessageError, QnbError, UnknownTask
+from qnb.errors import (
+    CannotPickle,
+    ConfigurationError,
+    MessageError,
+    PayloadTooLarge,
+    QnbError,
+    StorageFull,
+    UnknownTask,
+)
 from qnb.message import DONE, STATES, Function, Outcomes, RunRecord, ValueOf, task_id
 from qnb.session.batch import Batch
 from qnb.session.options import TaskOptions
@@ -42,7 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 64 * 2**20  # of a run's arguments; above, `retry` has to be asked of the session that made it
-PART_BYTES = 4 * 2**20
 FOLLOW_SECONDS = 10.0
 RENEW_SECONDS = 3.0
 STREAM_SECONDS = 1.0
@@ -144,7 +152,8 @@ class Recorder:
             closed = self._closed
             try:
                 self._write_batches()
-                if closed or time.monotonic() - wrote >= STREAM_SECONDS:
+                # One that is new is written down at once: should this process die, there is its run all the same.
+                if closed or time.monotonic() - wrote >= STREAM_SECONDS or set(self._touched) - set(self._counts):
                     wrote = time.monotonic()
                     self._write_streams()
             except QnbError as error:
@@ -184,7 +193,11 @@ class Recorder:
 
     def _save_batch(self, batch: Batch, kind: str, function: Any, arguments: bytes | None) -> None:
         labels = [label for label, _ in batch.parameters]
-        parts = self._keep(batch, arguments)
+        try:
+            parts = self._keep(batch, arguments)
+        except (StorageFull, PayloadTooLarge) as error:  # as if they were too large to be kept: the run itself is known
+            log.warning("session %s: arguments of run %s are not kept: %s", self._session.name, batch.run, error)
+            parts = []
         self._save(batch, kind, function, len(batch), (labels, list(batch.names), parts))
 
     def _save(
@@ -220,9 +233,10 @@ class Recorder:
         if batch.function.code is not None:
             backend.put_blob(batch.function.hash.hex(), signer.seal(CODE, batch.function.code))
         parts: list[str] = []
-        for start in range(0, len(arguments or b""), PART_BYTES):
+        most = part_bytes(backend)
+        for start in range(0, len(arguments or b""), most):
             parts.append(f"{batch.run}-args-{len(parts)}")
-            backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + PART_BYTES]))
+            backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + most]))
         return parts
 
 

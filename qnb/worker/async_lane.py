@@ -117,8 +117,23 @@ async def _call(lane: _Lane, work: Work, index: int, function: Any, call: Callab
     runner.share(lane.functions)
     record = Record(runner, single)
     try:
+        await _run(lane, record, voice, function, call)
+    except Exception as error:  # in telling what became of it: whoever waits is told so much
+        record = Record(runner, single)
+        record.give_up(error)
+        record.report(rest=None)
+    finally:
+        lane.voices.pop(voice, None)
+        voice.work = None
+
+
+async def _run(lane: _Lane, record: Record, voice: Voice, function: Any, call: Callable[[], Any]) -> None:
+    """Run a call to its end, and report it."""
+    __tracebackhide__ = True
+    index = record.work.first
+    try:
         args, kwargs = call()
-        record.values.append(await _limited(function(*args, **kwargs), work))
+        record.values.append(await _limited(function(*args, **kwargs), record.work))
     except BaseException as error:  # its own CancelledError too: nobody else cancels a call
         record.fail(index, error)
     record.ends.append(time())

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from qnb.codec.failures import own_failure
@@ -14,9 +15,12 @@ from qnb.codec.outcomes import spans_of
 from qnb.codec.parts import names_of
 from qnb.codec.references import REFERRING, Reference, blobs_of, decode_referring, split_values
 from qnb.codec.signing import NOTE, OUTCOMES, decode, encode
-from qnb.errors import MessageError, QnbError
-from qnb.message import DONE, FAILED, WORKER_PREFIX, Blob, Command, Frame, Note, Outcomes, Stored, ValueOf
+from qnb.errors import MessageError, QnbError, StorageFull
+from qnb.message import DONE, FAILED, WORKER_PREFIX, Command, Frame, Note, Outcomes, Stored, ValueOf
+from qnb.worker.files import fault_of
 from qnb.worker.graph import Known
+from qnb.worker.opening import blobs_among
+from qnb.worker.protocol import remember
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
@@ -25,8 +29,11 @@ log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 10.0
 LOOK_SECONDS, LOOK_MOST_SECONDS = 0.05, 2.0
-GONE_SECONDS = 30.0  # after which it is asked whether a run is still known; it is written down a moment after it began
+GONE_SECONDS = 30.0  # of waiting for a run that is not known, whose record is written a moment after it began
+GONE_LOOKS = 2  # in that time, all of which have to find no record
+FULL_LOOKS = 10  # for a value that there is no room for here, before its call fails: some 10 s
 _SPANS = 1000  # asked for at once
+_REPLY_TO = 10_000
 
 
 class Dependencies:
@@ -36,24 +43,19 @@ class Dependencies:
         self._worker = worker
         self._followed: dict[str, float] = {}
         self._reply_to: dict[str, str] = {}  # by run, a session that may know of it
-        self._since: dict[str, float] = {}  # when something of a run was first waited for
+        self._since: dict[str, float] = {}  # when something of a run was first waited for, or its record looked for
+        self._missed: dict[str, int] = {}  # how often in a row it was not there
+        self._full: dict[tuple[str, int], int] = {}  # how often a value could not be written to a file
         self._look_at = self._pause = 0.0
         self._notes: deque[Note] = deque()
         self._work = threading.Event()
 
     def taken(self, frame: Frame, references: Sequence[Reference]) -> None:
-        """A frame has been taken, some of whose calls may wait for others: hear of them, then look."""
-        graph = self._worker.logic.graph
-        needed = {each.run for each in references if isinstance(each, ValueOf)}
-        with self._worker.lock:
-            runs = [run for run in needed if graph.wants(run)]
-        now = time.monotonic()
-        for run in runs:
-            self._since.setdefault(run, now)
-            if frame.reply_to:
-                self._reply_to.setdefault(run, frame.reply_to)
+        """A frame has been taken, some of whose calls may wait for others: have it looked for what they wait for."""
+        runs = {each.run for each in references if isinstance(each, ValueOf)}
+        for run in runs if frame.reply_to else ():
+            remember(self._reply_to, run, frame.reply_to, _REPLY_TO)
         if runs:
-            self._try(runs)
             self._work.set()
 
     def heard(self, note: Note) -> None:
@@ -71,26 +73,34 @@ class Dependencies:
                 self._take_note(self._notes.popleft())
 
     def _tend(self) -> float | None:
-        """Look again, from time to time; in how many seconds next, None where nothing waits."""
-        with self._worker.lock:
-            runs = self._worker.logic.graph.runs
+        """Look for what is new, and from time to time for all; in how many seconds next, None where nothing waits."""
+        worker, graph = self._worker, self._worker.logic.graph
+        worker.expire()
+        with worker.lock:
+            runs, fresh = graph.runs, graph.take_fresh()
         if not runs:
-            for kept in (self._followed, self._reply_to, self._since):
-                kept.clear()
+            for each in (self._followed, self._since, self._missed, self._full):
+                each.clear()
             self._pause = 0.0
             return None
+        for kept in (self._since, self._missed):
+            for run in kept.keys() - runs:
+                del kept[run]
         now = time.monotonic()
         if now >= self._look_at:
             self._pause = min(LOOK_MOST_SECONDS, max(LOOK_SECONDS, 2 * self._pause))
             self._look_at = now + self._pause
-            self._try(runs)
-            self._give_up([run for run in runs if now - self._since.setdefault(run, now) > GONE_SECONDS])
+            with worker.lock:
+                fresh = {run: set(graph.missing(run)) for run in runs}
+        if fresh:
+            self._try(fresh)
+        self._give_up([run for run in runs if now - self._since.setdefault(run, now) > GONE_SECONDS / GONE_LOOKS])
         return max(0.01, self._look_at - now)
 
-    def _try(self, runs: Sequence[str]) -> None:
+    def _try(self, missing: Mapping[str, Collection[int]]) -> None:
         try:
-            self._follow(runs)
-            self._look(runs)
+            self._follow(list(missing))
+            self._look(missing)
         except QnbError as error:  # the frames are held: the next look may find what they wait for
             log.warning("cannot look for what calls wait for, trying on: %s", error)
 
@@ -100,15 +110,20 @@ class Dependencies:
         for run in runs if worker.backend.durable else ():
             self._since[run] = time.monotonic()
             try:
-                if worker.backend.load_run(run) is not None:
-                    continue
+                known = worker.backend.load_run(run) is not None
             except QnbError as error:
                 log.warning("cannot look for run %s: %s", run, error)
                 continue
+            self._missed[run] = 0 if known else self._missed.get(run, 0) + 1
+            if self._missed[run] < GONE_LOOKS:
+                continue
             with worker.lock:
                 missing = worker.logic.graph.missing(run)
-            gone = MessageError(f"its value is no longer in {worker.backend.url}: submit it again")
-            worker.learn(run, dict.fromkeys(missing, Known(FAILED, b"", own_failure(gone))))
+            self._fail(run, missing, MessageError(f"its value is no longer in {worker.backend.url}: submit it again"))
+
+    def _fail(self, run: str, indices: Iterable[int], error: QnbError) -> None:
+        """Whoever waits for these calls is told so, and nobody else."""
+        self._worker.learn(run, dict.fromkeys(indices, Known(FAILED, b"", own_failure(error), own=True)))
 
     def _take_note(self, note: Note) -> None:
         signer = self._worker.signer
@@ -140,10 +155,9 @@ class Dependencies:
         body = signer.seal(NOTE, encode(Command(name, arguments, "", "")))
         self._worker.bus.post_many([Note(peer, "command", body) for peer in peers])
 
-    def _look(self, runs: Sequence[str]) -> None:
-        for run in runs:
-            with self._worker.lock:
-                spans = spans_of(self._worker.logic.graph.missing(run))
+    def _look(self, missing: Mapping[str, Collection[int]]) -> None:
+        for run, indices in missing.items():
+            spans = spans_of(indices)
             for start in range(0, len(spans), _SPANS):
                 part = spans[start : start + _SPANS]
                 self._learn(self._worker.backend.fetch_many(run, part))
@@ -180,11 +194,11 @@ class Dependencies:
                 self._refuse(record, error)
         self._take_in(found)
 
-    def _refuse(self, record: Stored, error: MessageError) -> None:
+    def _refuse(self, record: Stored | Outcomes, error: MessageError) -> None:
         """The first outcome stored stays, and this one is not opened: who waits for it fails with the reason."""
         with self._worker.lock:
             wanted = self._worker.logic.graph.wanted(record.run, record.first, record.count)
-        self._worker.learn(record.run, dict.fromkeys(wanted, Known(FAILED, b"", own_failure(error))))
+        self._fail(record.run, wanted, error)
 
     def _take_in(self, records: Sequence[Outcomes]) -> None:
         worker = self._worker
@@ -192,35 +206,34 @@ class Dependencies:
             with worker.lock:
                 wanted = worker.logic.graph.wanted(outcomes.run, outcomes.first, outcomes.count)
             if wanted:
-                worker.learn(outcomes.run, self._known(outcomes, wanted))
+                try:
+                    worker.learn(outcomes.run, self._known(outcomes, wanted))
+                except MessageError as error:
+                    self._refuse(outcomes, error)
 
     def _known(self, outcomes: Outcomes, wanted: Sequence[int]) -> Mapping[int, Known]:
         positions = [index - outcomes.first for index in wanted]
         done = [at for at in positions if not outcomes.states or outcomes.states[at] == DONE]
         values = split_values(outcomes.values, done)
+        blobs = {at: blobs_of(value) for at, value in values.items()}
+        faults = self._worker.files.fetch(chain.from_iterable(blobs.values()))
         known: dict[int, Known] = {}
         for at in positions:
             if at not in values:
                 known[outcomes.first + at] = Known(outcomes.states[at], b"", outcomes.failures.get(at))
-                continue
-            try:
-                self._worker.files.fetch(blobs_of(values[at]))
+            elif error := fault_of(blobs[at], faults):
+                if not isinstance(error, StorageFull) or self._full_again(outcomes.run, outcomes.first + at):
+                    known[outcomes.first + at] = Known(FAILED, b"", own_failure(error), own=True)
+            else:
                 known[outcomes.first + at] = Known(DONE, values[at])
-            except MessageError as error:
-                known[outcomes.first + at] = Known(FAILED, b"", own_failure(error))
         return known
 
-
-def references_in(frame: Frame) -> list[Reference]:
-    """What calls of a frame refer to."""
-    if frame.args[:1] != REFERRING:
-        return []
-    return [each for _, references in decode_referring(frame.args) for each in references]
-
-
-def blobs_among(references: Sequence[Reference]) -> list[Blob]:
-    """Those of them that were put aside."""
-    return [each for each in references if isinstance(each, Blob)]
+    def _full_again(self, run: str, index: int) -> bool:
+        """Whether there was no room for this value too often; else it is looked for again after a pause."""
+        times = self._full.pop((run, index), 0) + 1
+        if times < FULL_LOOKS:
+            self._full[run, index] = times
+        return times >= FULL_LOOKS
 
 
 def needed_files(worker: Worker) -> set[str]:
@@ -229,6 +242,8 @@ def needed_files(worker: Worker) -> set[str]:
         every = list(worker.logic.held.values())
         values = [value for held in every for value in held.values(held.frame.first, held.frame.count).values()]
         values += worker.logic.graph.values()
-    blobs = [blob for held in every for blob in blobs_among(references_in(held.frame))]
+    frames = [held.frame for held in every if held.frame.args[:1] == REFERRING]
+    calls = [references for frame in frames for _, references in decode_referring(frame.args)]
+    blobs = [blob for references in calls for blob in blobs_among(references)]
     blobs += [blob for value in values for blob in blobs_of(value)]
     return {key for blob in blobs for key, _ in names_of(blob)}

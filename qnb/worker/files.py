@@ -9,12 +9,12 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from qnb.codec.parts import get_parts, names_of, put_parts
-from qnb.errors import QnbError, StorageFull
+from qnb.errors import MessageError, QnbError, StorageFull
 from qnb.message import Blob
 
 if TYPE_CHECKING:
@@ -37,19 +37,30 @@ class Files:
         self.folder, held = _make_folder()
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # in the order of their last use
+        self._wanted: dict[int, set[str]] = {}  # what each thread asked for last, which may be needed by nobody yet
         self._end = weakref.finalize(self, _remove, self.folder, held)
 
-    def fetch(self, blobs: Iterable[Blob]) -> None:
-        """Have these here. MessageError when one is gone."""
+    def fetch(self, blobs: Iterable[Blob]) -> dict[str, QnbError]:
+        """Have these here, at least until this thread asks for others.
+
+        By name, why a file is not: MessageError when it is gone, StorageFull where there is no room for it.
+        """
         wanted = {key: size for blob in blobs for key, size in names_of(blob)}
+        faults: dict[str, QnbError] = {}
         if not wanted:
-            return
+            self._wanted.pop(threading.get_ident(), None)
+            return faults
         with self._lock:
+            self._wanted[threading.get_ident()] = set(wanted)
             for key, size in wanted.items():
-                if self._sizes.pop(key, None) is None:
-                    self._write(key, size)
-                self._sizes[key] = size
-            self._tidy({*wanted, *self._needed()})
+                try:
+                    if self._sizes.pop(key, None) is None:
+                        self._write(key, size)
+                    self._sizes[key] = size
+                except (MessageError, StorageFull) as error:
+                    faults[key] = error
+            self._tidy()
+        return faults
 
     def _write(self, key: str, size: int) -> None:
         path = os.path.join(self.folder, key)
@@ -65,8 +76,11 @@ class Files:
                 raise StorageFull(f"cannot write to {self.folder}: {error}; TMPDIR names another place") from error
             raise
 
-    def _tidy(self, needed: set[str]) -> None:
+    def _tidy(self) -> None:
         """Lanes that have a file mapped keep what is in it."""
+        if sum(self._sizes.values()) <= KEPT_BYTES:
+            return
+        needed = self._needed().union(*list(self._wanted.values()))
         for key in [key for key in self._sizes if key not in needed]:
             if sum(self._sizes.values()) <= KEPT_BYTES:
                 return
@@ -81,17 +95,22 @@ class Files:
                 if os.path.exists(path):  # else the one before had the same content
                     # Read, not mapped: what a process has mapped counts as its memory.
                     with open(path, "rb") as file:
-                        put_parts(self._backend.put_blob, signer, key, size, partial(_read, file))
+                        put_parts(self._backend, signer, key, size, partial(_read, file))
                     with self._lock:
                         os.rename(path, os.path.join(self.folder, key))
                         self._sizes[key] = size
             shutil.rmtree(folder, ignore_errors=True)  # one taken in before an error is gone
         with self._lock:
-            self._tidy(self._needed())
+            self._tidy()
 
     def close(self) -> None:
         """Remove the folder."""
         self._end()
+
+
+def fault_of(blobs: Iterable[Blob], faults: Mapping[str, QnbError]) -> QnbError | None:
+    """Why one of these is not here, as `fetch` has told; None when all are."""
+    return next((faults[key] for blob in blobs for key, _ in names_of(blob) if key in faults), None)
 
 
 def _read(file: BinaryIO, at: int, size: int) -> bytes:

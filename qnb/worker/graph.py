@@ -29,11 +29,15 @@ Key = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The end of a call: `value` by itself (codec/references.py) when it is done, else how it failed."""
+    """The end of a call: `value` by itself (codec/references.py) when it is done, else how it failed.
+
+    `own`: no outcome says so, but this worker, who cannot get at one; whoever asks next may be luckier.
+    """
 
     state: int
     value: bytes = b""
     failure: Failure | None = None
+    own: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +98,7 @@ class Graph:
         self._spans: dict[str, dict[Key, Gathering]] = {}
         self._recent: dict[Key, Gathering] = {}
         self._recent_bytes = 0
+        self._fresh: list[Gathering] = []  # that nobody has looked for
 
     def add(self, held: Held, spans: Iterable[tuple[int, int]]) -> list[Blocked]:
         """Look at what calls of a frame refer to; those that need not wait: they are ready, or have failed."""
@@ -120,11 +125,27 @@ class Graph:
             return recent
         if need.count == 1:
             singles = self._singles.setdefault(need.run, {})
-            return singles.setdefault(need.first, Gathering(need, {need.first}))
+            if need.first not in singles:
+                singles[need.first] = self._new(need, {need.first})
+            return singles[need.first]
         spans = self._spans.setdefault(need.run, {})
         if key not in spans:
-            spans[key] = Gathering(need, set(range(need.first, need.first + need.count)))
+            spans[key] = self._new(need, set(range(need.first, need.first + need.count)))
         return spans[key]
+
+    def _new(self, need: ValueOf, left: set[int]) -> Gathering:
+        gathering = Gathering(need, left)
+        self._fresh.append(gathering)
+        return gathering
+
+    def take_fresh(self) -> dict[str, set[int]]:
+        """By run, what somebody waits for since this was asked last."""
+        found: dict[str, set[int]] = {}
+        for gathering in self._fresh:
+            if not gathering.over:
+                found.setdefault(gathering.need.run, set()).update(gathering.left)
+        self._fresh = []
+        return found
 
     @property
     def runs(self) -> list[str]:
@@ -176,7 +197,8 @@ class Graph:
                 if gathering.failed or blocked.ready:
                     over[number] = blocked
             gathering.waiting.clear()
-            self._remember(gathering)
+            if gathering.failed is None or not gathering.failed[1].own:
+                self._remember(gathering)
         for blocked in over.values():
             self._leave(blocked)
         return list(over.values())

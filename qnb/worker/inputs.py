@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qnb.codec.kept import describe
-from qnb.codec.parts import key_of
+from qnb.codec.parts import key_of, open_object
 from qnb.codec.payloads import encode_pickles, encode_plain
 from qnb.codec.pickling import Apart, dumps_home, loads
 from qnb.codec.references import Call, Reference, encode_entries, load_value, loads_referring
@@ -52,7 +52,7 @@ class Inputs:
         kept = None if fresh or not blob.shared else self._objects.get(blob.key)
         if kept is not None:
             return kept[0]
-        value = loads(bytes(self._map(blob.key, blob.size)), [self._map(*buffer) for buffer in blob.buffers])
+        value = open_object(bytes(self._map(blob.key, blob.size)), [self._map(*buffer) for buffer in blob.buffers])
         size = blob.size + sum(size for _, size in blob.buffers)
         if blob.shared and not fresh and not _is_array(value):
             self._keep(blob.key, value, size)
@@ -94,8 +94,13 @@ class Inputs:
                 task = task_id(work.run, first + position) if work.keep else None
                 try:
                     entries.append(self._entry(task, value, pickled, apart, aside))
-                except OSError as error:  # a full disk, mostly
-                    failed[position] = CannotPickle(f"the result cannot be put aside in {self.folder}: {error}")
+                except CannotPickle as error:
+                    failed[position] = error
+                    entries.append((None, []))
+                except (OSError, MemoryError) as error:  # a full disk, mostly
+                    failed[position] = CannotPickle(
+                        f"the result cannot be put aside in {self.folder}: {error!r}; TMPDIR names another place"
+                    )
                     entries.append((None, []))
             else:
                 entries.append((pickled, []))
@@ -110,11 +115,16 @@ class Inputs:
         size = len(pickled) + sum(memory.nbytes for memory in apart.buffers)
         if self.folder is None or (size < LARGE_BYTES and task is None):
             return dumps_home(value), []
-        import tempfile  # which most lanes never need
+        import shutil  # which most lanes never need, either of them
+        import tempfile
 
         folder = tempfile.mkdtemp(prefix="out-", dir=self.folder)
-        buffers = [(_write(folder, memory), memory.nbytes) for memory in apart.buffers]
-        blob = Blob(_write(folder, pickled), len(pickled), buffers)
+        try:
+            buffers = [(_write(folder, memory), memory.nbytes) for memory in apart.buffers]
+            blob = Blob(_write(folder, pickled), len(pickled), buffers)
+        except BaseException:  # what was written of it would stay
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         aside.append((folder, blob))
         return (None if task is None else describe(task, value, size)), [blob]
 

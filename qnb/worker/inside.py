@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from qnb.codec.output import sound
 from qnb.message import task_id
 from qnb.worker.tape import voice_here
 
@@ -49,7 +50,7 @@ def progress(done: float, total: float | None = None, note: str = "") -> None:
     voice = voice_here()
     if voice is not None:
         serial, index, _ = voice.where()
-        voice.steps = (serial, index, _plain(done), None if total is None else _plain(total), str(note)[:_NOTE])
+        voice.steps = (serial, index, _plain(done), None if total is None else _plain(total), sound(str(note)[:_NOTE]))
 
 
 def track(iterable: Iterable[T], total: float | None = None, note: str = "") -> Iterator[T]:

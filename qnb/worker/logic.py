@@ -86,7 +86,7 @@ class WorkerLogic:
             for first, count in spans:
                 actions += self._conclude(held, first, count, LOST, TaskLost(f"lost: {reason}"))
             return actions
-        if frame.args[:1] == REFERRING:
+        if frame.args[:1] == REFERRING and not _expired(frame, now):
             actions += self._unblock(self.graph.add(held, spans), now)
             actions += self._too_many_wait()
             if id(held) not in self.held:
@@ -105,9 +105,9 @@ class WorkerLogic:
         return [self._verdict(frame, frame.first, frame.count, FAILED, own_failure(error))]
 
     def _admit(self, held: Held, first: int, count: int, now: float) -> list[Action]:
-        options, run = held.frame.options, held.frame.run
-        if options.expires is not None and now >= options.expires:
-            error = TaskExpired(f"expired: not started within its `expires`, {now - options.expires:.1f} s ago")
+        run = held.frame.run
+        if late := _expired(held.frame, now):
+            error = TaskExpired(f"expired: not started within its `expires`, {late:.1f} s ago")
             return self._conclude(held, first, count, CANCELLED, error)
         if revoked := self.revoked.get(run):
             spans = gaps(first, count, revoked)
@@ -125,6 +125,15 @@ class WorkerLogic:
         """Calls that others here wait for have ended."""
         self.now = now
         return self._unblock(self.graph.learn(run, known), now) + self.deal()
+
+    def expire(self, now: float) -> list[Action]:
+        """Calls whose time is over do not wait for others any longer."""
+        actions: list[Action] = []
+        for held in [next(iter(calls.values())).held for calls in self.graph.blocked.values()]:
+            if _expired(held.frame, now):
+                for first, count in spans_of(self.graph.take_out(held, held.frame.first, held.frame.count)):
+                    actions += self._admit(held, first, count, now)
+        return actions
 
     def _unblock(self, over: Sequence[Blocked], now: float) -> list[Action]:
         """These need not wait any longer: start them, or end them with what they waited for."""
@@ -639,6 +648,12 @@ class WorkerLogic:
     def busy(self) -> bool:
         """Whether a lane has work, or something waits for its time to start."""
         return bool(self.slowed) or any(lane.given for lane in self.lanes.values())
+
+
+def _expired(frame: Frame, now: float) -> float:
+    """For how many seconds its calls may not start any more; 0 while they may."""
+    expires = frame.options.expires
+    return 0.0 if expires is None or now < expires else max(1e-9, now - expires)
 
 
 def _jitter(run: str, index: int, attempt: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import selectors
@@ -19,22 +18,20 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.brokers.base import PRESENCE_SECONDS, Broker, Delivery, QueueSpec
-from qnb.codec.archives import is_here, unpack_archive
-from qnb.codec.code import has_archives_elsewhere, read
-from qnb.codec.payloads import count_calls
-from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, Signer, decode, encode
-from qnb.errors import BadMessage, MessageError, QnbError, ShippingError
+from qnb.codec.outcomes import gaps
+from qnb.codec.signing import FRAME, NOTE, Signer, decode, encode
+from qnb.errors import MessageError, QnbError, ShippingError
 from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Command, Frame, Note, Stored
 from qnb.worker import actions as act
 from qnb.worker.clock import Clock
 from qnb.worker.commands import Commands, worker_info
-from qnb.worker.dependencies import Dependencies, blobs_among, needed_files, references_in
+from qnb.worker.dependencies import Dependencies, needed_files
 from qnb.worker.files import Files
 from qnb.worker.graph import Known
 from qnb.worker.intake import Intake
 from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
-from qnb.worker.only import look
+from qnb.worker.opening import Opening
 from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
 from qnb.worker.protocol import Welcome
 from qnb.worker.settling import Settling
@@ -77,6 +74,7 @@ class Worker:
         self.failed = False
         self.files = Files(backend, self.signer, partial(needed_files, self))
         self.dependencies = Dependencies(self)
+        self.opening = Opening(self)
         folder = self.files.folder if backend.blobs else None
         self._welcome = Welcome(key, options.name, folder, tuple(options.only))
         self.lock = self._lock = threading.RLock()
@@ -186,7 +184,7 @@ class Worker:
             self._do([act.Reject(delivery, str(error))])
             return None
         try:
-            frame = self._open(sealed)
+            frame = self.opening.open(sealed)
         except (MessageError, ShippingError) as error:  # its sender is known, and is told
             log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
             self._do([*self.logic.refuse(sealed, error), act.Reject(delivery, str(error))])
@@ -198,13 +196,17 @@ class Worker:
         if stored and frame.reply_to:
             # Whoever stored them may have died before telling.
             self.bus.post_many([Note(frame.reply_to, "outcomes", record.data) for record in stored])
-        references = references_in(frame)
-        if blobs := blobs_among(references):
-            try:
-                self.files.fetch(blobs)
-            except MessageError as error:
-                log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, error)
-                self._do([*self.logic.refuse(sealed, error), act.Reject(delivery, str(error))])
+        brought = self.opening.bring(frame, spans)
+        if brought.delay is not None:
+            self._do([act.Release(delivery, brought.delay)])
+            return None
+        if brought.refused:
+            for first, count, why in brought.refused:
+                self._do(self.logic.refuse(msgspec.structs.replace(frame, first=first, count=count), why))
+                spans.append((first, count))
+            if not gaps(frame.first, frame.count, spans):
+                log.warning("a message on queue %s goes to the dead letters: %s", delivery.queue, why)
+                self._do([act.Reject(delivery, str(why))])
                 return None
         with self._lock:
             self._last_work = time.monotonic()
@@ -215,8 +217,8 @@ class Worker:
                 self._unwatched.add(lane.number)
             self._staying = lane
             self._do(actions)
-        if references:
-            self.dependencies.taken(frame, references)  # nothing of it can raise: the frame is held
+        if brought.references:
+            self.dependencies.taken(frame, brought.references)  # nothing of it can raise: the frame is held
         return lane
 
     def learn(self, run: str, known: Mapping[int, Known]) -> None:
@@ -224,6 +226,11 @@ class Worker:
         with self._lock:
             self._do(self.logic.learn(run, known, time.time()))
             self._room.notify_all()
+
+    def expire(self) -> None:
+        """End calls whose time is over while they wait for others."""
+        with self._lock:
+            self._do(self.logic.expire(time.time()))
 
     def _short(self, actions: list[act.Action]) -> Lane | None:
         if len(actions) != 1 or not isinstance(actions[0], act.Deal) or not self.logic.only_short(actions[0]):
@@ -246,37 +253,6 @@ class Worker:
             self.settling.turn(taken)
         finally:
             self._settling_here = False
-
-    def _open(self, frame: Frame) -> Frame:
-        """With what it left behind in the blob store."""
-        function = frame.function
-        if function.code is None:
-            code = self._blob(function.hash.hex(), CODE)
-            frame = msgspec.structs.replace(frame, function=msgspec.structs.replace(function, code=code))
-        if frame.blob is not None:
-            frame = msgspec.structs.replace(frame, args=self._blob(frame.blob, BLOB), blob=None)
-        if self.options.only:
-            look(frame, self.options.only)
-        if has_archives_elsewhere(frame.function.code or b""):
-            self._bring_archives(frame.function.code or b"")
-        if frame.first < 0 or count_calls(frame.args) != frame.count:
-            raise BadMessage(f"a frame of run {frame.run} says that it has {frame.count} calls, and has not")
-        return frame
-
-    def _bring_archives(self, code: bytes) -> None:
-        """Modules that a function needs, and lanes find in a folder."""
-        for archive in read(code).archives:
-            if archive.data is None and not is_here(archive):
-                unpack_archive(archive, self._blob(archive.hash, BLOB))
-
-    def _blob(self, key: str, purpose: bytes) -> bytes:
-        sealed = self.backend.get_blob(key)
-        if sealed is None:
-            raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
-        content = self.signer.unseal(purpose, sealed)
-        if not hashlib.sha256(content).hexdigest().startswith(key):
-            raise MessageError(f"the blob {key} has another content than its name says: refused")
-        return content
 
     # Settle --------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from qnb.codec.archives import activate
 from qnb.codec.code import read
 from qnb.codec.displays import left_out, size_of
 from qnb.codec.environment import differences, pip_line
-from qnb.codec.failures import own_failure, pack_failure
+from qnb.codec.failures import own_failure, pack_failure, told
 from qnb.codec.functions import Opened, open_function
 from qnb.codec.output import Ring
 from qnb.codec.payloads import decode_calls
@@ -23,7 +23,7 @@ from qnb.codec.pickling import loads
 from qnb.codec.plain import NO_ARGUMENTS, encode_plain_values
 from qnb.codec.references import REFERRING, decode_referring
 from qnb.codec.signing import OUTCOMES, Signer
-from qnb.errors import CannotUnpickle, SoftTimeout
+from qnb.errors import CannotPickle, CannotUnpickle, SoftTimeout
 from qnb.message import DONE, FAILED, Blob, Display, Failure, Outcomes
 from qnb.worker.inputs import Inputs
 from qnb.worker.only import NO_PICKLES, find_function
@@ -235,7 +235,7 @@ class Record:
         """The call at `index`, next in order, raised."""
         self.values.append(None)
         if self.work.attempt <= self.work.retries:
-            self.again.append((index, f"{type(error).__name__}: {error}"))
+            self.again.append((index, told(error)))
         else:
             self.runner.explain(self.work, error)
             # The first frame is Runner.run's; a function that never got to run has only that one.
@@ -250,7 +250,24 @@ class Record:
         self.failures = dict.fromkeys(range(count), failure)
 
     def report(self, rest: tuple[int, int] | None) -> None:
-        """Send what there is. Calls to be tried again cut it into several Outcomes, since they have none yet."""
+        """Send what there is."""
+        try:
+            report = self._reported(rest)
+        except Exception as error:  # of what calls returned, raised or showed: whoever waits is told in any case
+            self.give_up(error)
+            report = self._reported(rest)
+        self.runner.send(report)
+
+    def give_up(self, error: Exception) -> None:
+        """What the calls that have ended left cannot be told: nothing but that."""
+        failure = own_failure(CannotPickle(f"the outcome cannot be told: {told(error)}"))
+        self.ends = self.ends or [time()]
+        self.values, again = [None] * len(self.ends), {index - self.work.first for index, _ in self.again}
+        self.failures = {at: failure for at in range(len(self.ends)) if at not in again}
+        self.outputs, self.displays, self.aside = {}, {}, []
+
+    def _reported(self, rest: tuple[int, int] | None) -> Report:
+        """Calls to be tried again cut it into several Outcomes, since they have none yet."""
         done, start = [], 0
         for index, _ in self.again:
             stop = index - self.work.first
@@ -260,7 +277,7 @@ class Record:
         if len(self.ends) > start:
             done.append(self._outcomes(start, len(self.ends)))
         seconds = self.ends[-1] - self.begun if self.ends else 0.0
-        self.runner.send(Report(self.work.serial, len(self.ends), seconds, done, self.again, rest, None, self.aside))
+        return Report(self.work.serial, len(self.ends), seconds, done, self.again, rest, None, self.aside)
 
     def _outcomes(self, start: int, stop: int) -> tuple[int, int, bytes, bytes]:
         work = self.work

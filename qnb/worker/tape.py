@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from qnb.codec.displays import Gallery
-from qnb.codec.output import Ring, shown
+from qnb.codec.output import Ring, shown, sound
 from qnb.message import Display
 from qnb.worker.protocol import Work
 
@@ -147,15 +147,6 @@ class Tape:
             self.shown = self._gallery.take(length, len(text)) if self._gallery.number else []
             del self.parts[:1]  # what fold has left; another thread may have written since
         return text
-
-
-def sound(text: str) -> str:
-    """The text with what cannot be sent written out: half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="backslashreplace").decode()
-    return text
 
 
 class _Bytes(io.RawIOBase):

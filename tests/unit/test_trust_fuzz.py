@@ -29,6 +29,7 @@ from qnb.brokers.zookeeper.queue import opened_letter
 from qnb.codec.code import ANY_PYTHON, Archive, Code, write
 from qnb.codec.code import read as read_code
 from qnb.codec.outcomes import read_times, slice_outcomes
+from qnb.codec.parts import names_of
 from qnb.codec.payloads import (
     count_calls,
     decode_calls,
@@ -39,7 +40,14 @@ from qnb.codec.payloads import (
     slice_calls,
     slice_values,
 )
-from qnb.codec.references import decode_entries, decode_referring, encode_entries, encode_referring, split_values
+from qnb.codec.references import (
+    blobs_of,
+    decode_entries,
+    decode_referring,
+    encode_entries,
+    encode_referring,
+    split_values,
+)
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, decode, encode
 from qnb.errors import BadMessage, BadSignature
 from qnb.message import (
@@ -98,6 +106,15 @@ def read_values(data: bytes) -> None:
     values, failed = decode_values(data, never)
     assert len(failed) <= len(values)
     slice_values(data, 0, 1)
+
+
+def read_single_values(data: bytes) -> None:
+    """As a worker does, which writes files under the names of what was put aside."""
+    for value in split_values(data, range(2)).values():
+        for key, size in (each for blob in blobs_of(value) for each in names_of(blob)):
+            assert len(key) == 32
+            assert set(key) <= set("0123456789abcdef")
+            assert size >= 0
 
 
 def read_outcomes(data: bytes) -> None:
@@ -187,7 +204,7 @@ ENTRIES = [(b"pickle", []), (None, [Blob("0" * 32, 9, [("1" * 32, 7)])])]
 PARSERS |= {
     "referring calls": Parser(decode_referring, [encode_referring([(data.encode(), refs) for data, refs in CALLS])]),
     "referring values": Parser(decode_entries, [encode_entries(ENTRIES)]),
-    "single values": Parser(lambda data: split_values(data, range(2)), [*VALUES, encode_entries(ENTRIES)]),
+    "single values": Parser(read_single_values, [*VALUES, encode_entries(ENTRIES)]),
     "code": Parser(read_code, [write(bytes(ANY_PYTHON), code) for code in CODES]),
     "plan": Parser(of(Plan), [encode(Plan(b"h", False, "", {}, "1s", "UTC", "f", "qnb", "f"))]),
     "tick": Parser(of(Tick), [encode(Tick(1.0, 2.0, "w", 3))]),
