@@ -280,7 +280,7 @@ def test_features_are_measured(session: qnb.Session) -> None:
     assert set(df["support"]) <= {"native", "built", "none"}
     assert not [f"{feature}: {said}" for feature, said in df[df["worked"] == False]["said"].items()]  # noqa: E712
     assert {"works" in repr(table), "<table" in table._repr_html_()} == {True}
-    assert set(session.broker.queues()) == before, "nothing is left behind"
+    assert set(session.broker.queues()) == before, "\n".join(df["said"])  # nothing is left behind
     assert table.limits == session.broker.features.limits
     assert session.features().df["worked"].isna().all()
 
