@@ -29,8 +29,10 @@ MAX_REDELIVERIES = 10  # of a frame whose workers die; a call whose lane dies is
 TELL_AFTER = 0.1  # a call that runs longer is told to be running
 BACKOFF_MAX = 600.0
 SHORT_SECONDS = 0.0002
-SLOWED_KEPT = 4  # pieces over their rate that stay here; further frames go back to the queue
-SLOWED_SECONDS = 5.0
+SLOWED_KEPT = 4  # pieces over their rate that stay here in any case
+SLOWED_MOST = 2 * FETCH_FRAMES  # and at most, of those that start within SLOWED_AHEAD; others go back to the queue
+SLOWED_AHEAD = 2.0
+SLOWED_LEAST, SLOWED_SECONDS = 0.1, 5.0
 BLOCKED_KEPT = 24  # frames whose calls all wait for others; further ones go back to the queue
 BLOCKED_SECONDS = 0.25  # at first, then doubled
 BLOCKED_MOST_SECONDS = 8.0
@@ -446,19 +448,21 @@ class WorkerLogic:
         return actions + (self._shed() if len(self.slowed) > SLOWED_KEPT else [])
 
     def _shed(self) -> list[Action]:
-        """Of what a rate limit holds back, keep the first few; frames not begun go back, for others or for later."""
+        """Of what a rate limit holds back, keep what starts soon; frames not begun go back, for others or for later."""
         actions: list[Action] = []
-        kept, self.slowed = self.slowed[:SLOWED_KEPT], self.slowed[SLOWED_KEPT:]
-        ahead = sum(piece.count for piece in kept)
+        kept: list[Piece] = []
+        ahead: dict[str, int] = {}  # calls that start before, by function
         for piece in self.slowed:
-            held = piece.held
-            if held.begun or piece.count != held.frame.count:
+            held, name = piece.held, piece.held.frame.function.name
+            wait = self.limits.wait(name, ahead.get(name, 0))
+            ahead[name] = ahead.get(name, 0) + piece.count
+            soon = len(kept) < SLOWED_KEPT or (wait < SLOWED_AHEAD and len(kept) < SLOWED_MOST)
+            if soon or held.begun or piece.count != held.frame.count:
                 kept.append(piece)
                 continue
-            delay = max(1.0, self.limits.wait(held.frame.function.name, ahead))
-            ahead += piece.count
             del self.held[id(held)]
-            actions.append(Release(held.delivery, min(delay, SLOWED_SECONDS)))
+            # Back before its turn: with less here than starts until then, tokens would be left over.
+            actions.append(Release(held.delivery, min(max(SLOWED_LEAST, wait / 2), SLOWED_SECONDS)))
         self.slowed = kept
         return actions
 

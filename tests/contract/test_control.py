@@ -206,6 +206,23 @@ def test_rate_limit(session: qnb.Session) -> None:
     assert "'10/s'" in reply["error"]
 
 
+def test_the_rate_is_kept_and_reached(session: qnb.Session) -> None:
+    """Also where each call is a message of its own, most of which go back to the queue meanwhile."""
+
+    def steady(i: int) -> int:
+        return i
+
+    session.submit(steady, 0).result(SECONDS)
+    count, rate, limited = 45, 8.0, time.time()
+    session.control.rate_limit(steady.__qualname__, f"{rate:g}/s")
+    begun = time.time()
+    batch = session.map(steady, range(count), chunksize=1)
+    assert batch.results(SECONDS) == list(range(count))
+    last = batch.df["started_at"].max().timestamp()
+    assert last - limited >= (count - 1) / (rate * 1.02), "a token to begin with"
+    assert last - begun <= count / (rate * 0.87)
+
+
 def test_time_limit(session: qnb.Session, gate: Gate, kind: str) -> None:
     if kind == "memory":
         pytest.skip("a thread cannot be killed")
