@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -40,6 +41,7 @@ async def _serve(sock: socket.socket) -> None:
     watch_imports(whole=True)
     take_displays()
     writer = asyncio.create_task(_write(sock, outgoing))
+    writer.add_done_callback(_no_more)
     while data := await loop.sock_recv(sock, 1 << 20):
         for body in unpacker.feed(data):
             if lane is None:
@@ -58,6 +60,12 @@ async def _write(sock: socket.socket, outgoing: asyncio.Queue[Report]) -> None:
         while not outgoing.empty():
             reports.append(outgoing.get_nowait())
         await loop.sock_sendall(sock, b"".join(map(pack, reports)))
+
+
+def _no_more(writer: asyncio.Task[None]) -> None:
+    """Without it nothing would ever be told: better a lane that has died, which the worker replaces."""
+    if not writer.cancelled() and writer.exception() is not None:
+        os._exit(1)
 
 
 class _Lane:

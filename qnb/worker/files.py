@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from qnb.codec.parts import get_parts, names_of, put_parts
-from qnb.errors import MessageError, QnbError, StorageFull
+from qnb.errors import MessageError, PayloadTooLarge, QnbError, StorageFull
 from qnb.message import Blob
 
 if TYPE_CHECKING:
@@ -87,21 +87,29 @@ class Files:
             del self._sizes[key]
             os.unlink(os.path.join(self.folder, key))
 
-    def take_in(self, aside: Iterable[tuple[str, Blob]], signer: Signer) -> None:
-        """Put what lanes have left in folders here into the blob store, and have it at hand for calls to come."""
+    def take_in(self, aside: Iterable[tuple[str, Blob]], signer: Signer, faults: dict[str, QnbError]) -> None:
+        """Put what lanes have left in folders here into the blob store, and have it at hand for calls to come.
+
+        `faults` gets, by name, why something never will be stored; after any other error this is to be called again.
+        """
         for folder, blob in aside:
             for key, size in names_of(blob):
-                path = os.path.join(folder, key)
-                if os.path.exists(path):  # else the one before had the same content
-                    # Read, not mapped: what a process has mapped counts as its memory.
-                    with open(path, "rb") as file:
-                        put_parts(self._backend, signer, key, size, partial(_read, file))
-                    with self._lock:
-                        os.rename(path, os.path.join(self.folder, key))
-                        self._sizes[key] = size
+                try:
+                    self._take_one(os.path.join(folder, key), key, size, signer)
+                except (StorageFull, PayloadTooLarge) as error:  # trying again would hold up all others
+                    faults[key] = error
             shutil.rmtree(folder, ignore_errors=True)  # one taken in before an error is gone
         with self._lock:
             self._tidy()
+
+    def _take_one(self, path: str, key: str, size: int, signer: Signer) -> None:
+        if not os.path.exists(path):  # the one before had the same content
+            return
+        with open(path, "rb") as file:  # read, not mapped: what a process has mapped counts as its memory
+            put_parts(self._backend, signer, key, size, partial(_read, file))
+        with self._lock:
+            os.rename(path, os.path.join(self.folder, key))
+            self._sizes[key] = size
 
     def close(self) -> None:
         """Remove the folder."""

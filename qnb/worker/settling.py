@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,12 @@ from qnb.brokers.base import Turn
 from qnb.codec.claims import lighten
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
+from qnb.codec.references import REFERRING, decode_entries, encode_entries
 from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
-from qnb.errors import PayloadTooLarge, PublishFailed, QnbError, StorageFull
-from qnb.message import FAILED, Blob, Display, Envelope, Frame, Note, Outcomes, Stored
+from qnb.errors import PayloadTooLarge, PublishFailed, QnbError
+from qnb.message import DONE, FAILED, Display, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
+from qnb.worker.files import fault_of
 
 if TYPE_CHECKING:
     from qnb.worker.loop import Worker
@@ -43,12 +45,16 @@ class Settling:
 
     def turn(self, taken: list[act.Action]) -> None:
         turn = Turn()
+        faults: dict[str, QnbError] = {}  # by name, why something put aside will never be stored
         rest: list[act.Action] = []
         for action in taken:
             match action:
                 case act.Keep(run, first, count, states, data, reply_to, doubtful, aside):
                     if aside:
-                        data = self._take_in(aside, run, data)
+                        take_in = partial(self._worker.files.take_in, aside, self._signer.about(run), faults)
+                        self._persist(take_in)
+                    if faults:
+                        states, data = self._failing(states, data, faults)
                     record = Stored(run, first, count, data)
                     if doubtful:
                         self._persist(partial(self._add_new, turn, record, reply_to))
@@ -74,21 +80,19 @@ class Settling:
         refused: list[Stored] = []
         self._persist(lambda: self._settle_all(turn, rest, refused))
 
-    def _take_in(self, aside: Sequence[tuple[str, Blob]], run: str, data: bytes) -> bytes:
-        """Store what outcomes have put aside. Gives the outcomes; the failure where that never will be stored."""
-        fault: list[QnbError] = []
-
-        def take_in() -> None:
-            try:
-                self._worker.files.take_in(aside, self._signer.about(run))
-            except (StorageFull, PayloadTooLarge) as error:  # trying again would hold up all others
-                fault.append(error)
-
-        self._persist(take_in)
-        if not fault:
-            return data
+    def _failing(self, states: bytes, data: bytes, faults: Mapping[str, QnbError]) -> tuple[bytes, bytes]:
+        """The outcomes, of which those have failed whose values could not be stored."""
         outcomes = self._signer.unpack(OUTCOMES, data, Outcomes)
-        return self._signer.pack(OUTCOMES, _failed(outcomes, fault[0]))
+        entries = decode_entries(outcomes.values) if outcomes.values[:1] == REFERRING else []
+        found = {at: fault_of(blobs, faults) for at, (_, blobs) in enumerate(entries)}
+        failures = {at: own_failure(error) for at, error in found.items() if error}
+        if not failures:
+            return states, data
+        before = enumerate(states or bytes([DONE]) * len(entries))
+        states = bytes(FAILED if at in failures else state for at, state in before)
+        values = encode_entries([(None, []) if at in failures else entry for at, entry in enumerate(entries)])
+        outcomes = replace(outcomes, states=states, values=values, failures=outcomes.failures | failures)
+        return states, self._signer.pack(OUTCOMES, outcomes)
 
     def _add_new(self, turn: Turn, record: Stored, reply_to: str) -> None:
         """Two workers may cut a frame's calls differently, and a backend refuses an equal start only."""
@@ -154,7 +158,9 @@ class Settling:
         """The failure that stands for a result which no backend would take: it would be refused for ever."""
         size = f"{len(stored.data):,} bytes, and {self._backend.url} takes {most:,} at most"
         error = PayloadTooLarge(f"the result has {size}: write it to a file or a bucket, and return its name")
-        data = self._signer.pack(OUTCOMES, _failed(outcomes, error))
+        failures = dict.fromkeys(range(outcomes.count), own_failure(error))
+        states = bytes([FAILED]) * outcomes.count
+        data = self._signer.pack(OUTCOMES, replace(outcomes, states=states, values=b"", failures=failures))
         return Stored(stored.run, stored.first, stored.count, data)
 
     def _settle_all(self, turn: Turn, rest: list[act.Action], refused: list[Stored]) -> None:
@@ -211,9 +217,3 @@ class Settling:
                     return
                 time.sleep(pause)
                 pause = min(5.0, 2 * pause)
-
-
-def _failed(outcomes: Outcomes, error: QnbError) -> Outcomes:
-    """The same calls, all failed of one thing."""
-    failures = dict.fromkeys(range(outcomes.count), own_failure(error))
-    return replace(outcomes, states=bytes([FAILED]) * outcomes.count, values=b"", failures=failures)

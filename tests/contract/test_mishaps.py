@@ -21,7 +21,7 @@ from qnb.codec.references import encode_referring
 from qnb.errors import BackendUnavailable, StorageFull
 from qnb.message import Blob, Frame, Function
 from qnb.session.future import is_small
-from qnb.worker import dependencies, files, logic, opening
+from qnb.worker import dependencies, files, graph, logic, opening, runner
 from tests.contract.conftest import Gate, until
 
 LARGE = 6 << 20
@@ -381,3 +381,117 @@ def test_an_end_that_cannot_be_told(processes: qnb.Session) -> None:
         assert isinstance(error, qnb.CannotPickle)
         assert "the outcome cannot be told: RuntimeError: no such thing" in str(error)
     assert processes.submit(inc, 1).result(60) == 2
+
+
+# Results that are put aside, and what is in their way ------------------------------------------------------------
+
+
+def small_or_large(index: int) -> Any:
+    import numpy
+
+    return numpy.full(6 << 20, index, dtype="uint8") if index % 3 == 1 else index
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls of a frame are run, and reported, at once."""
+    monkeypatch.setattr(logic.WorkerLogic, "_size", lambda self, piece, lane: piece.count)
+    monkeypatch.setattr(runner, "HOLD_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_store_that_is_full_fails_whose_values_it_does_not_take(
+    alone: qnb.Session, monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    """And none of the calls beside them, whose results travel by themselves or had room. Calls that are tried again cut
+    what is reported into several outcomes."""
+    put = alone.backend.put_blob
+
+    def full(key: str, data: bytes) -> None:
+        if len(data) > 1 << 20 and bytes(data[-3:]) != b"\x01" * 3:
+            raise StorageFull("the store takes no more")
+        put(key, data)
+
+    def once(index: int) -> Any:
+        if index == 2 and qnb.current().attempt == 1 and retries:  # type: ignore[union-attr]
+            raise ValueError("not yet")
+        return small_or_large(index)
+
+    monkeypatch.setattr(alone.backend, "put_blob", full)
+    batch = alone.task(retries=retries, backoff=0.01)(once).map(range(9), chunksize=9)
+    assert batch.wait(60)
+    assert batch.counts == {"done": 7, "failed": 2}
+    for index in (4, 7):
+        assert isinstance(batch[index].exception(), StorageFull)
+    assert batch[1].result().nbytes == 6 << 20
+    assert [batch[index].result() for index in (0, 2, 3, 5, 6, 8)] == [0, 2, 3, 5, 6, 8]
+    assert not [name for name in os.listdir(alone._workers._worker.files.folder) if name.startswith("out-")]
+
+
+@pytest.mark.usefixtures("together")
+def test_a_backend_that_is_away_while_results_are_put_aside(
+    alone: qnb.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken in before is not looked for again."""
+    put, puts = alone.backend.put_blob, list[str]()
+
+    def away_once(key: str, data: bytes) -> None:
+        if len(data) > 1 << 20:  # a part of a result; each has two
+            puts.append(key)
+        if len(puts) == 3 and key == puts[-1]:
+            raise BackendUnavailable("away for a moment")
+        put(key, data)
+
+    alone.submit(inc, 1).result(60)
+    monkeypatch.setattr(alone.backend, "put_blob", away_once)
+    batch = alone.map(small_or_large, range(9), chunksize=9)
+    assert [getattr(value, "nbytes", value) for value in batch.results(60)] == [
+        0, 6 << 20, 2, 3, 6 << 20, 5, 6, 6 << 20, 8
+    ]  # fmt: skip
+    assert len(puts) == 7
+
+
+def test_files_that_nobody_needs_have_a_bound(alone: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "KEPT_BYTES", 20 << 20)
+    monkeypatch.setattr(graph, "RECENT_BYTES", 10 << 20)
+
+    def more(before: Any, fill: int) -> Any:
+        return make(fill)
+
+    future = alone.submit(make, 0)
+    for fill in range(1, 12):
+        future = alone.submit(more, future, fill)
+    assert future.result(60)[0] == 11
+    folder = alone._workers._worker.files.folder
+    until(lambda: sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) <= 30 << 20)
+    assert alone.submit(size, alone.submit(make, 12)).result(60) == LARGE
+
+
+def test_what_is_fetched_stays_until_more_is_asked_for(alone: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frame that needs it is not known yet, and another thread tidies up."""
+    monkeypatch.setattr(files, "KEPT_BYTES", 0)
+    alone.submit(size, make(1)).result(60)
+    alone.submit(size, make(2)).result(60)
+    own = alone._workers._worker.files
+    blobs = [alone.aside._put_aside(make(fill), None) for fill in (1, 2)]
+    assert own.fetch(blobs[:1]) == {}
+    other = threading.Thread(target=own.fetch, args=(blobs[1:],))
+    other.start()
+    other.join()
+    assert os.path.exists(os.path.join(own.folder, blobs[0].buffers[0][0]))
+    own.fetch(())
+    own.fetch(blobs[1:])
+    assert not os.path.exists(os.path.join(own.folder, blobs[0].buffers[0][0]))
+
+
+def test_what_was_stored_is_trusted_no_longer_than_it_is_kept(environment: None, tmp_path: Path) -> None:
+    """Were it taken for stored until the backend had dropped it, each call that has it would fail."""
+    backend = f"sqlite:///{tmp_path}/results.db?expires=2"
+    large = make(1)
+    with qnb.Session(f"memory://mishaps-{os.getpid()}-{next(_numbers)}", backend=backend, workers=1) as opened:
+        assert opened.submit(size, large).result(60) == LARGE
+        blob = opened.aside._put_aside(large, None)
+        until(lambda: opened.backend.get_blob(f"{blob.buffers[0][0]}-0") is None)
+        opened._workers._worker.files._sizes.clear()  # a worker that has not got it yet
+        assert opened.submit(size, large).result(60) == LARGE
