@@ -13,7 +13,7 @@ from qnb.brokers.base import DEFAULT_LEASE, Delivery
 from qnb.brokers.pubsub import types as types
 from qnb.brokers.pubsub.keeper import Keeper
 from qnb.brokers.pubsub.leases import Leases
-from qnb.brokers.pubsub.link import PASSING, PULL
+from qnb.brokers.pubsub.link import PASSING, PULL, Gone
 from qnb.brokers.pubsub.pulls import QUICK_SECONDS, Catch, Puller, Source
 from qnb.brokers.pubsub.shelf import (
     COUNT,
@@ -329,17 +329,20 @@ class PubsubConsumer:
 
     def _give_back(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         """Published anew, since the server would count a deadline set to 0 as one more delivery."""
-        groups: dict[tuple[str, str | int], list[Any]] = {}
+        groups: dict[tuple[str, int], list[Delivery]] = {}
         for delivery in deliveries:
-            attributes = {COUNT: str(delivery.deliveries - 1)} if delivery.deliveries > 1 else {}
-            part: str | int = delivery.token.source.level
-            if delay > 0:
-                attributes |= {DELAY: str(delay), LEVEL: str(part)}
-                part = LATER
-            groups.setdefault((delivery.queue, part), []).append(message(delivery.body, attributes))
-        for (queue, part), messages in groups.items():
-            self._shelf.put(queue, part, messages)
-        self._puller.acknowledge([delivery.token for delivery in deliveries])
+            groups.setdefault((delivery.queue, delivery.token.source.level), []).append(delivery)
+        for (queue, level), back in groups.items():
+            messages = [_again(delivery, delay) for delivery in back]
+            try:
+                if delay > 0:
+                    self._shelf.put(queue, LATER, messages)
+                else:
+                    self._shelf.put_back(queue, level, messages)
+            except Gone as error:
+                log.debug("what came from a queue that was removed does not go back: %s", error)
+                continue
+            self._puller.acknowledge([delivery.token for delivery in back])
 
     def close(self) -> None:
         with self._changed:
@@ -353,3 +356,11 @@ class PubsubConsumer:
             self._give_back(back)
         except BrokerError as error:  # the server is away; its deadlines give them back
             log.debug("%s", error)
+
+
+def _again(delivery: Delivery, delay: float) -> Any:
+    """The message, to be published anew; its count goes on from where it was before this delivery."""
+    attributes = {COUNT: str(delivery.deliveries - 1)} if delivery.deliveries > 1 else {}
+    if delay > 0:
+        attributes |= {DELAY: str(delay), LEVEL: str(delivery.token.source.level)}
+    return message(delivery.body, attributes)

@@ -244,9 +244,7 @@ class Shelf:
         """To a queue, which is made when it is not there."""
         self.make(queue, part)
         name = self.name(queue, part)
-        if self.options.ordering and part not in (LATER, DEAD):
-            for each in messages:
-                each.ordering_key = name
+        self._order(name, part, messages)
         for batch in batches(messages):
             try:
                 self.publish(name, batch)
@@ -256,6 +254,18 @@ class Shelf:
                 self.forget(name)
                 self.make(queue, part)
                 self.publish(name, batch)
+
+    def put_back(self, queue: str, level: int, messages: Sequence[Any]) -> None:
+        """To where they came from; Gone when that has been removed, which is not to be undone by what was late."""
+        name = self.name(queue, level)
+        self._order(name, level, messages)
+        for batch in batches(messages):
+            self.publish(name, batch)
+
+    def _order(self, name: str, part: str | int, messages: Sequence[Any]) -> None:
+        if self.options.ordering and part not in (LATER, DEAD):
+            for each in messages:
+                each.ordering_key = name
 
     @staticmethod
     def to_be_made(name: str, why: str) -> ConfigurationError:
