@@ -16,8 +16,11 @@ settings.load_profile("qnb")
 LINES = pytest.StashKey[list[str]]()
 
 
-# Servers that take long to start: all their tests run in one process of xdist, so that each is started once.
+# Servers that take long to start, and much to keep: all their tests run in one process of xdist, so that each is
+# started once.
 HEAVY = {"amqp", "sqs", "kafka", "zookeeper", "pubsub", "postgresql", "mysql", "cassandra", "cluster"}
+OF_ONE = {"rabbitmq": "amqp", "sqs": "sqs", "kafka": "kafka", "zookeeper": "zookeeper", "pubsub": "pubsub"}  # folders
+OF_ONE |= {"test_cassandra": "cassandra", "test_sql_servers": "postgresql"}  # and modules
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         labels = [getattr(value, "label", value) for value in parameters.values()]
         heavy = [label for label in labels if isinstance(label, str) and label in HEAVY]
         known = [parameters[name] for name in ("kind", "case", "backend_case", "place", "server") if name in parameters]
+        heavy += [OF_ONE[name] for name in (item.path.parent.name, item.path.stem) if name in OF_ONE]
         label = heavy[0] if heavy else "-".join(str(getattr(value, "label", value)) for value in known)
         item.add_marker(pytest.mark.xdist_group(label if heavy else f"{item.path.stem}-{label}"))
 

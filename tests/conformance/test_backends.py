@@ -248,7 +248,7 @@ def test_schedules(backend: Backend, vault: Place) -> None:
     plan = Plan(b"h" * 16, False, "", {}, "1s", "UTC", "f", "qnb", "f 1s")
     for number in range(3):
         ours.save(run_record(f"s-{number}", kind="schedule", count=0), plan)
-        (ours if number % 2 else theirs).register(f"s-{number}")
+        (ours if number % 2 else theirs).register(f"s-{number}", plan)
     assert sorted(theirs.runs()) == ["s-0", "s-1", "s-2"]
     assert theirs.fired("s-0") == []
     tick = Tick(10.0, 11.0, "w1", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -62,9 +63,15 @@ CLIENTS = {
 DISPLAY = {"IPython", "ipywidgets", "anywidget", "traitlets", "ipykernel"}
 
 
+@functools.cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@functools.cache
 def imports(module: str) -> list[tuple[str, bool]]:
     """(imported module, only for the type checker) of a file, wherever in it the import stands."""
-    tree = ast.parse(FILES[module].read_text())
+    tree = parsed(module)
     typing_only = {
         id(node)
         for branch in ast.walk(tree)
@@ -128,7 +135,7 @@ def test_a_client_library_is_imported_for_its_own_broker() -> None:
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {"qnb.settings"}))
 def test_the_environment_is_read_in_settings(module: str) -> None:
-    tree = ast.parse(FILES[module].read_text())
+    tree = parsed(module)
     read = [
         node
         for node in ast.walk(tree)

@@ -579,3 +579,22 @@ def test_a_frame_run_in_part_travels_on_without_that_part(cold: bool) -> None:
     waiting = [i for frame in world.pool for i in range(frame.first, frame.first + frame.count)]
     assert sorted(waiting) == sorted({0, 1, 2, 3} - {index for _, index in world.ended})
     assert world.ended
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_calls_that_wait_end_with_their_time(late: bool) -> None:
+    """Whether it runs out while they wait here, or while their frame was on its way."""
+    logic = WorkerLogic("w", 1)
+    needs = [ValueOf("other", 0)]
+    frame = Frame("r", 0, 2, FUNCTIONS[0], encode_referring([(b"0", needs), (b"1", needs)]), Options(expires=1001.0))
+    delivery = Delivery("q", b"", 1, 1)
+    actions = logic.received(delivery, frame, [], 1002.0 if late else 1000.0)
+    if not late:
+        assert not actions
+        assert logic.expire(1000.5) == []
+        actions = logic.expire(1002.0)
+    ended = [state for each in actions if isinstance(each, act.Conclude) for state in each.outcomes.states]
+    assert ended == [CANCELLED] * 2
+    assert actions[-1] == act.Ack(delivery)
+    assert not logic.held
+    assert not logic.graph.blocked
