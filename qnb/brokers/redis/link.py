@@ -364,6 +364,8 @@ class Link:
 
     def close(self) -> None:
         self._socket.close()
+        # It refers to this link, and the two would keep their buffers until the next full collection.
+        self._reader = hiredis.Reader()
 
 
 def _parts(commands: Sequence[Command]) -> list[bytes]:

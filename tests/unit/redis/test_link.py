@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -14,7 +16,7 @@ import pytest
 
 from qnb.backends.redis import RedisBackend
 from qnb.brokers.redis.broker import RedisBroker
-from qnb.brokers.redis.link import target_of
+from qnb.brokers.redis.link import open_link, target_of
 from qnb.errors import AccessDenied, BackendUnavailable, BrokerUnavailable, ConfigurationError
 from qnb.message import Envelope
 from qnb.settings import parse_url
@@ -300,3 +302,17 @@ def test_large_payloads_move_fast(server: RedisServer) -> None:
     assert 30 / (time.perf_counter() - begun) > 50, "MiB/s; hundreds on an idle machine"
     consumer.close()
     broker.close()
+
+
+def test_a_closed_link_keeps_nothing(server: RedisServer) -> None:
+    """It has a buffer of its own, and an outage closes many: none waits for the garbage collector."""
+    link = open_link(target_of(parse_url(server.url)))
+    link.send([("PING",)])
+    link.close()
+    gone = weakref.ref(link)
+    gc.disable()
+    try:
+        del link
+        assert gone() is None
+    finally:
+        gc.enable()
