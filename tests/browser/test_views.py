@@ -19,6 +19,7 @@ from tests.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow, pytest.mark.timeout(240)]
 AXE = ROOT / "widgets" / "node_modules" / "axe-core" / "axe.min.js"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 VIEWS = ("batch", "session", "workers", "brokers", "events", "runs", "queues")
 WORK = """
 def simulate(seed, side):
@@ -84,7 +85,8 @@ def test_all_are_there_and_live(notebook: Notebook) -> None:
 
 
 def test_outputs_are_html_while_views_are_live(notebook: Notebook) -> None:
-    """What is saved at any time needs neither kernel nor widget."""
+    """What is saved once a view has been drawn needs neither kernel nor widget."""
+    notebook.wait(f"!JSON.stringify(panel.content.model.toJSON()).includes('{WIDGET}')")
     saved = notebook.save()
     kinds = [set(output["data"]) for cell in saved["cells"] for output in cell.get("outputs", []) if "data" in output]
     assert len(kinds) == len(VIEWS)
