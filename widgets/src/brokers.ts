@@ -53,9 +53,9 @@ class BrokersView extends LiveView<StateStore<BrokersState>> {
     if (!state) return;
     const key = JSON.stringify([state.features, state.brokers.map(({ scheme, url }) => [scheme, url])]);
     if (key !== this.#built) this.#build(state, key);
-    const lines = [...this.#table.tBodies[0]!.rows];
+    const lines = [...this.#table.tBodies[0]!.children];
     state.brokers.forEach((broker, column) => {
-      const cell = (line: number): HTMLElement => lines[line]!.cells[column + 1]!;
+      const cell = (line: number): HTMLElement => lines[line]!.children[column + 1] as HTMLElement;
       state.features.forEach((feature, line) => this.#feature(cell(line), broker, feature));
       const after = state.features.length;
       broker.limits.forEach(([, text], line) => setText(cell(after + line), text));

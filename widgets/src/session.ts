@@ -11,6 +11,8 @@ export interface SessionState {
   name: string;
   broker: string;
   backend: string;
+  /** What an embedded file takes and may take; "" of a server. */
+  room: string;
   queue: string;
   /** [name, how many wait; null where the broker cannot tell] */
   queues: [string, number | null][];
@@ -59,6 +61,7 @@ class SessionView extends LiveView<StateStore<SessionState>> {
     this.#fill([
       ["broker", state.broker],
       ["backend", state.backend],
+      ...(state.room ? [["on disk", state.room] satisfies [string, string]] : []),
       ["queues", state.queues.map(([name, depth]) => `${name}: ${depth === null ? "not told" : count(depth)}`).join(" · ") || state.queue],
       ["workers", workers(state)],
     ]);
