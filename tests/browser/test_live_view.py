@@ -94,19 +94,24 @@ widget.send, send = lambda message, buffers=None: (sent.append(message["kind"]),
 """
 
 
-def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open) -> None:
+def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open, tmp_path: Path) -> None:
+    flag = tmp_path / "scrolled"
     cells = [
         "batch = FakeBatch(30_000).play(300)\nbatch",
         COUNT,
         "print('far\\n' * 200)",
-        "while view._seen():\n    time.sleep(0.05)\nbefore, moved = list(sent), batch.counts['done']",
+        f"while not os.path.exists({str(flag)!r}) or view._seen():\n    time.sleep(0.05)",
+        "before, moved = list(sent), batch.counts['done']",
         "while batch.counts['done'] < moved + 200:\n    time.sleep(0.05)",
         "print(len(before) > 0, sent[len(before) :])",
     ]
     with write(*cells) as notebook:
         notebook.start()
         notebook.page.locator(".jp-OutputArea-output", has_text="far").wait_for()
+        # a view that is new is seen until it has found out that it is not: the one that stays is waited for
+        notebook.page.locator(".qnb-live .qnb-batch").wait_for()
         notebook.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 1e6)")
+        flag.touch()
         notebook.wait_for_end()
         assert notebook.page.locator(".jp-OutputArea-output").last.inner_text().strip() == "True []"
 

@@ -31,7 +31,7 @@ def simulate(seed, side):
     return {"minutes": 90 + seed * 7, "crossed": seed % 2 == 0}
 """
 CELLS = (
-    "batch = session.sweep(simulate, {'seed': range(60), 'side': ['left', 'right']})\nbatch",
+    "batch = session.sweep(simulate, {'seed': seeds, 'side': ['left', 'right']})\nbatch",
     "session",
     "session.workers",
     "qnb.brokers()",
@@ -51,7 +51,7 @@ def notebook(services: Services, server: Server, browser: Browser) -> Iterator[N
         subprocess.Popen([*command, name], env=environment, cwd=server.root, stderr=subprocess.DEVNULL)
         for name in ("alpha", "beta")
     ]
-    connect = f"import qnb\nsession = qnb.Session({url!r})\nstream = session.events(){WORK}"
+    connect = f"import qnb\nsession = qnb.Session({url!r})\nstream = session.events()\nseeds = range(60){WORK}"
     wait = "import time\nwhile len(session.workers) < 2:\n    time.sleep(0.05)"
     try:
         with written(server, browser, "views.ipynb", connect, wait, *CELLS) as notebook:
@@ -181,18 +181,26 @@ def test_a_run_is_attached_by_a_click(notebook: Notebook) -> None:
 
 
 def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Path) -> None:
+    """While a run of 1,200 calls is under way."""
+    notebook.ask("panel.sessionContext.session.kernel.requestExecute({code: argument}).done", "seeds = range(600)")
+    notebook.ask("(panel.content.activeCellIndex = 2, app.commands.execute('notebook:run-cell'))")
+    expect(view(notebook, "batch").locator(".qnb-failures")).to_be_visible(timeout=60_000)
     for dark in (False, True):
         for width in (600, 1600):
             notebook.show(dark=dark, width=width, height=1600)
             for name in VIEWS:
-                box = view(notebook, name).bounding_box()
-                assert box is not None
-                area = {"x": box["x"] - 8, "y": box["y"], "width": box["width"] + 16, "height": box["height"]}
-                target = pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png"
-                notebook.page.screenshot(path=str(target), clip=area)  # type: ignore[arg-type]
+                take_picture(view(notebook, name), pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png")
             assert notebook.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     notebook.show(dark=False, width=1200)
+    view(notebook, "batch").get_by_role("button", name="Cancel").click()
+    expect(view(notebook, "batch").locator(".qnb-legend")).to_contain_text("cancelled")
     assert notebook.console == []
+
+
+def take_picture(found: Locator, target: Path) -> None:
+    """Of a view without what surrounds it."""
+    found.page.mouse.move(0, 0)
+    found.screenshot(path=target, animations="disabled", style=".qnb-view { padding: 8px !important; }")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -31,6 +31,11 @@ export interface BrokersState {
   brokers: Broker[];
 }
 
+/** A limit as it is called in Python, and in words. */
+const LIMITS: Record<string, string> = {
+  message_bytes: "a message, at most", batch_messages: "a batch, at most", delay_seconds: "a delay, at most",
+  lease_min_seconds: "a lease, at least", lease_seconds: "a lease, at most", ordering: "order kept by",
+};
 const MARKS: Record<Support, string> = { native: "●", built: "◐", none: "○" };
 
 class BrokersView extends LiveView<StateStore<BrokersState>> {
@@ -79,7 +84,7 @@ class BrokersView extends LiveView<StateStore<BrokersState>> {
     ];
     const body = make("tbody", "", {},
       ...state.features.map((feature) => line(words(feature))),
-      ...(state.brokers[0]?.limits ?? []).map(([name]) => line(words(name))),
+      ...(state.brokers[0]?.limits ?? []).map(([name]) => line(LIMITS[name] ?? words(name))),
       line("client"), line("server"), line("measure", probe));
     body.children[state.features.length]?.classList.add("qnb-part");
     body.children[body.children.length - 3]?.classList.add("qnb-part");

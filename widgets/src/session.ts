@@ -41,7 +41,7 @@ class SessionView extends LiveView<StateStore<SessionState>> {
     super(channel, "session", "Session");
     const head = make("div", "qnb-head", {}, make("strong", "qnb-name", {}, "session"), this.#state);
     this.element.append(head, this.#numbers, this.#facts, this.#runs);
-    for (const [word, inside] of [["waiting", make("b")], ["processes busy", make("b")], ["calls a second, all workers", make("b")]] as const) {
+    for (const [word, inside] of [["waiting", make("b")], ["processes busy", make("b")], ["ended lately, all workers", make("b")]] as const) {
       this.#numbers.append(make("div", "", {}, inside, make("span", "", {}, word)));
     }
     this.#numbers.lastElementChild!.append(this.#spark.element);
