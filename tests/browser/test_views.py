@@ -181,10 +181,11 @@ def test_a_run_is_attached_by_a_click(notebook: Notebook) -> None:
 
 
 def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Path) -> None:
-    """While a run of 1,200 calls is under way."""
-    notebook.ask("panel.sessionContext.session.kernel.requestExecute({code: argument}).done", "seeds = range(600)")
+    """While a run of 10,000 calls is under way."""
+    notebook.ask("panel.sessionContext.session.kernel.requestExecute({code: argument}).done", "seeds = range(5000)")
     notebook.ask("(panel.content.activeCellIndex = 2, app.commands.execute('notebook:run-cell'))")
     expect(view(notebook, "batch").locator(".qnb-failures")).to_be_visible(timeout=60_000)
+    notebook.page.add_style_tag(content=".qnb-view { padding: 8px !important; }")
     for dark in (False, True):
         for width in (600, 1600):
             notebook.show(dark=dark, width=width, height=1600)
@@ -200,7 +201,7 @@ def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Pat
 def take_picture(found: Locator, target: Path) -> None:
     """Of a view without what surrounds it."""
     found.page.mouse.move(0, 0)
-    found.screenshot(path=target, animations="disabled", style=".qnb-view { padding: 8px !important; }")
+    found.screenshot(path=target, animations="disabled")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

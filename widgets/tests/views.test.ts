@@ -202,3 +202,20 @@ test("queues: who serves what waits; a button pauses", async () => {
   press(element, "resume qnb on all workers");
   expect(model.asked("resume").with).toEqual({ queue: "qnb" });
 });
+
+test("a view that comes into sight again does not take its rest for the kernel's silence", async () => {
+  const { element } = open("queues");
+  const hidden = vi.spyOn(document, "visibilityState", "get").mockReturnValue("hidden");
+  document.dispatchEvent(new Event("visibilitychange"));
+  await vi.advanceTimersByTimeAsync(20_000);
+  hidden.mockReturnValue("visible");
+  for (const note of element.querySelectorAll<HTMLElement>(".qnb-note")) {
+    await vi.advanceTimersByTimeAsync(1100);
+    expect(note.hidden).toBe(true);
+    document.dispatchEvent(new Event("visibilitychange"));
+    await vi.advanceTimersByTimeAsync(1100);
+    expect(note.hidden).toBe(true);
+    await vi.advanceTimersByTimeAsync(8000);
+    expect(note.textContent).toMatch(/^No news from the kernel/);
+  }
+});

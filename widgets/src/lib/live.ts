@@ -19,6 +19,7 @@ export abstract class LiveView<S extends Store> implements Mounted {
   protected readonly channel: Channel<S>;
   protected readonly note = make("div", "qnb-note", { role: "status" });
   #busy = 0;
+  #visible = true;
   #said = "";
   #saidUntil = 0;
   #frame = 0;
@@ -45,7 +46,12 @@ export abstract class LiveView<S extends Store> implements Mounted {
     window.addEventListener("pagehide", away);
     this.#endings = [
       this.channel.store.subscribe(() => this.soon()),
-      watchVisibility(this.element, (visible) => this.#tell(visible ? "shown" : "hidden")),
+      watchVisibility(this.element, (visible) => {
+        this.#visible = visible;
+        // while it was hidden the kernel had no reason to speak
+        if (visible) this.channel.heardAt = performance.now();
+        this.#tell(visible ? "shown" : "hidden");
+      }),
       () => window.removeEventListener("pagehide", away),
       () => this.#tell("gone"),
     ];
@@ -107,7 +113,7 @@ export abstract class LiveView<S extends Store> implements Mounted {
     this.#placed();
     const silent = now - this.channel.heardAt;
     const said = now < this.#saidUntil ? this.#said : "";
-    const lost = !this.channel.store.over && silent > SILENCE;
+    const lost = this.#visible && !this.channel.store.over && silent > SILENCE;
     const text = this.#busy ? BUSY : said || (lost ? `No news from the kernel for ${duration(silent / 1000)}.` : "");
     setText(this.note, text);
     this.note.hidden = !text;
