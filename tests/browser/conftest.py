@@ -8,13 +8,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.lab import Notebook, Server, find_chromium, launch, open_notebook, serve
 
 Open = Callable[..., AbstractContextManager[Notebook]]
 IMPORTS = "import os, time\nfrom tests.notebooks.fake_batch import FakeBatch"
 ROOT = Path(__file__).parents[2]
+expect.set_options(timeout=30_000)  # for a machine that has much else to do: what is there sooner ends the wait
 
 
 # For this folder only: Playwright keeps an event loop running, in which no other test could run its own.

@@ -20,6 +20,7 @@ from tests.services import Services
 pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow, pytest.mark.timeout(240)]
 AXE = ROOT / "widgets" / "node_modules" / "axe-core" / "axe.min.js"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STOPS = "button:enabled, input:enabled, select:enabled, summary, [tabindex='0']"
 VIEWS = ("batch", "session", "workers", "brokers", "events", "runs", "queues")
 WORK = """
 def simulate(seed, side):
@@ -67,7 +68,7 @@ def view(notebook: Notebook, name: str) -> Locator:
     """The view of that name, in sight: out of sight it would rest."""
     found = notebook.page.locator(f".qnb-{name}").first
     expect(found).to_be_visible()
-    notebook.page.evaluate("(name) => document.querySelector(`.qnb-${name}`).scrollIntoView({block: 'start'})", name)
+    notebook.page.evaluate("(name) => document.querySelector(`.qnb-${name}`).scrollIntoView({block: 'center'})", name)
     return found
 
 
@@ -190,12 +191,25 @@ def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Pat
         for width in (600, 1600):
             notebook.show(dark=dark, width=width, height=1600)
             for name in VIEWS:
+                wait_for_news(notebook, name)
                 take_picture(view(notebook, name), pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png")
             assert notebook.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     notebook.show(dark=False, width=1200)
     view(notebook, "batch").get_by_role("button", name="Cancel").click()
     expect(view(notebook, "batch").locator(".qnb-legend")).to_contain_text("cancelled")
     assert notebook.console == []
+
+
+def wait_for_news(notebook: Notebook, name: str) -> None:
+    """Until a view that was out of sight shows what is."""
+    found = view(notebook, name)
+    if name == "batch":
+        bar = found.get_by_role("progressbar").first
+        expect(bar).not_to_have_attribute("aria-valuenow", bar.get_attribute("aria-valuenow") or "", timeout=30_000)
+    elif name in ("runs", "session"):
+        expect(found).to_contain_text("10,000", timeout=30_000)
+    elif name == "queues":
+        expect(found).to_contain_text(re.compile(r"[1-9][\d,]* messages waiting"), timeout=30_000)
 
 
 def take_picture(found: Locator, target: Path) -> None:
@@ -231,6 +245,26 @@ def test_the_keyboard_alone_can_do_everything(notebook: Notebook) -> None:
             }"""
         )
         assert unreachable == [], name
+        stops = view(notebook, name).locator(STOPS).filter(visible=True)
+        stops.first.focus()
+        notebook.page.keyboard.press("Tab")
+        notebook.page.keyboard.press("Shift+Tab")  # from here on the browser knows that it is the keyboard
+        for place in range(stops.count()):
+            if place:
+                notebook.page.keyboard.press("Tab")
+            expect(stops.nth(place)).to_be_focused()
+            outline = stops.nth(place).evaluate("(stop) => getComputedStyle(stop).outlineStyle")
+            assert outline != "none", f"{name}: the focus is not to be seen on stop {place}"
+    workers = view(notebook, "workers")
+    workers.get_by_role("button", name="Pause alpha").press("Enter")
+    workers.get_by_role("button", name="Resume alpha").press(" ")
+    expect(workers.get_by_role("button", name="Pause alpha")).to_be_focused()
+    queues = view(notebook, "queues")
+    queues.get_by_role("button", name="pause qnb on all workers").press("Enter")
+    queues.get_by_role("button", name="resume qnb on all workers").press(" ")
+    expect(queues.get_by_role("button", name="pause qnb on all workers")).to_be_focused()
+    view(notebook, "events").get_by_role("button", name="Pause the stream").press("Enter")
+    view(notebook, "events").get_by_role("button", name="Go on with the stream").press(" ")
     batch = view(notebook, "batch")
     batch.locator(".qnb-grid").first.focus()
     for key in ("Home", "ArrowDown", "ArrowDown", "Enter"):
