@@ -253,16 +253,18 @@ def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = 
     page.remove_listener("console", on_console)
     page.remove_listener("pageerror", on_error)
     notebook.leave()
+    if fresh:
+        page.context.close()
 
 
 def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
     """A page of JupyterLab in which no document is open."""
-    # one context for all: what JupyterLab is made of comes from its cache
-    context = browser.contexts[0] if browser.contexts else browser.new_context()
-    empty = (page for page in context.pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
+    pages = [page for context in browser.contexts for page in context.pages]
+    empty = (page for page in pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
     page = None if fresh else next(empty, None)
     if page is None:
-        page = context.new_page()
+        # in a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace
+        page = browser.new_context().new_page()
         page.set_default_timeout(120_000)
         page.goto(server.url("lab"), wait_until="domcontentloaded")
         page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
