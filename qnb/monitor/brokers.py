@@ -125,10 +125,13 @@ def _is_installed(library: str) -> bool:
 def limit_text(name: str, value: Any) -> str:
     """A limit as people read it."""
     if value is None:
-        return "none"
+        return "no limit"
     if name == "message_bytes":
         return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 1024:.0f} KiB"
     if name.endswith("seconds"):
+        for unit, seconds in (("days", 86400), ("hours", 3600)):
+            if value >= seconds and value % seconds == 0:
+                return f"{value // seconds:g} {unit}"
         return f"{value:,.0f} s" if value == int(value) else f"{value:g} s"
     return str(value)
 

@@ -240,6 +240,8 @@ class LiveView:
             kind = message.get("kind")
             if kind in ("ready", "shown", "hidden", "gone", "away"):
                 self._watch(str(kind), message)
+            elif kind == "placed" and not self._swapped:
+                self._swap_at = time.monotonic() + SETTLED
             elif kind == "resync":
                 self._whole = True
             elif kind == "ask":
@@ -261,20 +263,17 @@ class LiveView:
 
     def _watch(self, kind: str, message: Mapping[str, Any]) -> None:
         view, number = str(message.get("view")), int(message.get("n", 0))
+        self._whole = self._whole or kind == "ready"
         if number < self._told.get(view, 0):
             return  # overtaken: the first word of a view may wait behind a cell, the next come through a subshell
         self._told[view] = number
         watchers = self._watchers = {} if self._watchers is None else self._watchers
         if kind in ("gone", "away"):
             watchers.pop(view, None)
-            del self._told[view]
             self._left_at = max(self._left_at, time.monotonic() + (GRACE if kind == "gone" else AWAY))
         else:
             watchers[view] = kind != "hidden"
-            self._whole = self._whole or kind == "ready"
             self.touched = True
-        if message.get("swap") and not self._swapped:
-            self._swap_at = time.monotonic() + SETTLED
         self.watched(self._seen())
 
 

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import math
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -14,8 +12,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
-from qnb.codec.kept import told_size
 from qnb.errors import QnbError
+from qnb.notebook.places import from_here, room_text
 
 if TYPE_CHECKING:
     from qnb.session.batch import Batch
@@ -133,7 +131,7 @@ class QnbMagics(Magics):
             return
         queues = list(session.broker.queues())
         if not queues:
-            print(f"no queues yet on {_from_here(session.broker_url)}")
+            print(f"no queues yet on {from_here(session.broker_url)}")
         for queue in queues:
             depth = session.broker.depth(queue)
             print(f"{queue:<24}{'?' if depth is None else depth:>8}")
@@ -203,7 +201,7 @@ def session_here(shell: Any) -> tuple[Session, str]:
         return found, ""
     made = Session()
     shell.push({"session": made}, interactive=True)
-    return made, f"session is new: {_from_here(made.broker_url)}"
+    return made, f"session is new: {from_here(made.broker_url)}"
 
 
 def status_text(session: Session) -> str:
@@ -218,24 +216,14 @@ def status_text(session: Session) -> str:
         running = f"none: start one with  qnb worker {session.broker_url}"
     same = session.backend_url == session.broker_url
     lines = {
-        "broker": _from_here(session.broker_url),
-        "backend": "the same" if same else _from_here(session.backend_url),
+        "broker": from_here(session.broker_url),
+        "backend": "the same" if same else from_here(session.backend_url),
         "queue": session.queue,
         "workers": running,
     }
-    if (room := getattr(session.backend, "room", None)) is not None:
-        lines["on disk"] = room_text(*room)
+    if room := room_text(session.backend):
+        lines["on disk"] = room
     return "\n".join(f"{name:<9}{value}" for name, value in lines.items())
-
-
-def room_text(taken: int, most: float) -> str:
-    """What a file of results takes, and may take."""
-    return told_size(taken) if most == math.inf else f"{told_size(taken)} of {told_size(most)} at most"
-
-
-def _from_here(url: str) -> str:
-    """A file's URL as one would type it in this folder; any other as it is."""
-    return url.replace(f"sqlite:///{os.getcwd()}/", "sqlite:///")
 
 
 def fail_in_one_line(error: Exception) -> NoReturn:

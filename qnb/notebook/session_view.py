@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from qnb.notebook import plain
 from qnb.notebook.live import present
+from qnb.notebook.places import from_here, room_text
 from qnb.notebook.polled import PolledView
 from qnb.notebook.words import count, rate
 
@@ -53,6 +53,7 @@ class SessionView(PolledView):
             "name": session.name,
             "broker": from_here(session.broker_url),
             "backend": "the same" if session.backend_url == session.broker_url else from_here(session.backend_url),
+            "room": room_text(session.backend),
             "queue": session.queue,
             "queues": [[name, depth] for name, depth in depths.items()],
             "workers": len(workers),
@@ -93,6 +94,7 @@ class SessionView(PolledView):
         lines = [
             ["broker", state["broker"]],
             ["backend", state["backend"]],
+            *([["on disk", state["room"]]] if state["room"] else []),
             ["queues", ", ".join(waiting) or state["queue"]],
             ["workers", self._workers_text()],
             ["throughput", rate(state["rate"]) or "nothing just now"],
@@ -106,8 +108,3 @@ class SessionView(PolledView):
         if not state["workers"]:
             return f"none: start one with {state['start']}"
         return f"{state['workers']}, {state['busy']} of {state['lanes']} processes busy"
-
-
-def from_here(url: str) -> str:
-    """A file's URL as one would type it in this folder; any other as it is."""
-    return url.replace(f"sqlite:///{os.getcwd()}/", "sqlite:///")

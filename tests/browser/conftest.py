@@ -8,13 +8,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.lab import Notebook, Server, find_chromium, launch, open_notebook, serve
 
 Open = Callable[..., AbstractContextManager[Notebook]]
 IMPORTS = "import os, time\nfrom tests.notebooks.fake_batch import FakeBatch"
 ROOT = Path(__file__).parents[2]
+expect.set_options(timeout=30_000)  # for a machine that has much else to do: what is there sooner ends the wait
 
 
 # For this folder only: Playwright keeps an event loop running, in which no other test could run its own.
@@ -61,9 +62,12 @@ def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> O
 
 @contextlib.contextmanager
 def written(server: Server, browser: Browser, name: str, *cells: str) -> Iterator[Notebook]:
-    """Write a notebook of these cells and open it."""
+    """Write a notebook of these cells and open it; its kernel ends with it."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, server.root / name)
-    with open_notebook(server, browser, name) as notebook:
-        yield notebook
+    try:
+        with open_notebook(server, browser, name) as notebook:
+            yield notebook
+    finally:
+        server.end_kernels(name)

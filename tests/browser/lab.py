@@ -41,6 +41,10 @@ HEIGHT = """() => {
   outer.scrollTo(0, 0);
   return Math.ceil(Math.max(...[...outer.querySelectorAll('.jp-Cell')].map((c) => c.getBoundingClientRect().bottom)));
 }"""
+DRAWN = """async () => {
+  await document.fonts.ready;
+  for (let frame = 0; frame < 4; frame++) await new Promise((next) => requestAnimationFrame(next));
+}"""
 PANEL = """() => {
   const find = (area) => [...(window.jupyterapp?.shell.widgets(area) ?? [])];
   return find('main').find((widget) => widget.content?.model && widget.sessionContext);
@@ -70,6 +74,14 @@ class Server:
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}?reset&token={self.token}"
+
+    def end_kernels(self, path: str) -> None:
+        """Of this notebook: what they still do would slow down what comes next."""
+        with urllib.request.urlopen(self.url("api/sessions"), timeout=30) as answer:
+            sessions = [session["id"] for session in json.load(answer) if session["path"] == path]
+        for session in sessions:
+            request = urllib.request.Request(self.url(f"api/sessions/{session}"), method="DELETE")
+            urllib.request.urlopen(request, timeout=30).close()
 
     def answers(self) -> bool:
         with contextlib.suppress(urllib.error.URLError, OSError):
@@ -178,13 +190,25 @@ class Notebook:
         saved: dict[str, Any] = json.loads((self.server.root / self.path).read_text())
         return saved
 
+    def leave(self) -> None:
+        """Close it; a page in which something is left is closed too."""
+        if self.page.evaluate("() => Boolean(window.jupyterapp)"):
+            self.ask("panel.dispose()")
+            if is_free(self.page):
+                return
+        self.page.close()
+
     def show(self, *, dark: bool, width: int, height: int = 900) -> None:
         """In this theme, in a window of this size."""
         theme = "JupyterLab Dark" if dark else "JupyterLab Light"
         self.page.set_viewport_size({"width": width, "height": height})
         self.ask("app.commands.execute('apputils:change-theme', {theme: argument})", theme)
         self.page.wait_for_function(f"() => document.body.dataset.jpThemeName === '{theme}'")
-        self.page.wait_for_timeout(300)
+        self.wait_until_drawn()
+
+    def wait_until_drawn(self) -> None:
+        """Until style sheets and fonts are there, and what a new size changes has been drawn twice."""
+        self.page.evaluate(DRAWN)
 
     def take_picture(self, target: Path) -> None:
         """Of the whole notebook, as high as it is."""
@@ -192,7 +216,7 @@ class Notebook:
         for _ in range(2):  # what is drawn only once it can be seen makes the page higher
             height = min(16000, max(300, self.page.evaluate(HEIGHT) + 40))
             self.page.set_viewport_size({"width": size["width"], "height": height})
-            self.page.wait_for_timeout(300)
+            self.wait_until_drawn()
         self.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 0)")
         target.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(target))
@@ -200,11 +224,12 @@ class Notebook:
 
 
 @contextlib.contextmanager
-def open_notebook(server: Server, browser: Browser, path: str) -> Iterator[Notebook]:
-    """Open a notebook that lies under the server's root; ready when its kernel is idle."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
+def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = False) -> Iterator[Notebook]:
+    """Open a notebook that lies under the server's root; ready when its kernel is idle.
+
+    In the page that the one before left, since loading JupyterLab takes longer than most tests; `fresh`: in a new one.
+    """
+    page = _take_page(server, browser, fresh)
     notebook = Notebook(page, server, path)
 
     def on_console(message: ConsoleMessage) -> None:
@@ -212,16 +237,48 @@ def open_notebook(server: Server, browser: Browser, path: str) -> Iterator[Noteb
         if message.type == "error" and not any(usual in text for usual in USUAL):
             notebook.console.append(text)
 
+    def on_error(error: object) -> None:
+        notebook.console.append(f"uncaught: {error}")
+
     page.on("console", on_console)
-    page.on("pageerror", lambda error: notebook.console.append(f"uncaught: {error}"))
+    page.on("pageerror", on_error)
     try:
-        page.goto(server.url(f"lab/tree/{path}"), wait_until="domcontentloaded")
-        notebook.wait("panel?.sessionContext.session?.kernel?.status === 'idle'", 60)
-        page.evaluate("() => window.jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
-        notebook.ask("app.shell.collapseLeft()")
+        notebook.ask("void app.commands.execute('docmanager:open', {path: argument})", path)
+        notebook.wait(f"panel?.context.path === {path!r}", 60)
+        notebook.wait("panel.sessionContext.session?.kernel?.status === 'idle'", 60)
         yield notebook
-    finally:
-        context.close()
+    except BaseException:
+        page.close()
+        raise
+    page.remove_listener("console", on_console)
+    page.remove_listener("pageerror", on_error)
+    notebook.leave()
+    if fresh:
+        page.context.close()
+
+
+def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
+    """A page of JupyterLab in which no document is open."""
+    pages = [page for context in browser.contexts for page in context.pages]
+    empty = (page for page in pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
+    page = None if fresh else next(empty, None)
+    if page is None:
+        # in a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace
+        page = browser.new_context().new_page()
+        page.set_default_timeout(120_000)
+        page.goto(server.url("lab"), wait_until="domcontentloaded")
+        page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
+        page.evaluate("() => window.jupyterapp.restored")
+        page.evaluate("() => window.jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
+        page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    return page
+
+
+def is_free(page: Page) -> bool:
+    """Whether a page of JupyterLab was left with nothing in it."""
+    free: bool = page.evaluate(f"() => !({PANEL})() && !document.querySelector('.jp-Dialog')")
+    return free
 
 
 @contextlib.contextmanager

@@ -51,8 +51,10 @@ def test_a_hundred_thousand_rows_scroll_at_sixty_frames(server: Server, browser:
         frames = notebook.page.evaluate("() => window.frames_drawn")
         times = own_times(browser.stop_tracing())
         assert grid.evaluate("(grid) => grid.scrollTop") > DISTANCE / 2
+        slow = sum(time > FRAME for time in times)
+        print(f"{sum(times) / frames:.1f} ms of CPU a frame of {frames}; {slow} tasks longer than {FRAME:.1f} ms")
         assert sum(times) / frames < FRAME
-        assert sum(time > FRAME for time in times) <= frames / 20
+        assert slow <= frames / 20
         assert notebook.console == []
 
 
@@ -61,8 +63,17 @@ import gc, json, threading
 from comm import get_comm_manager
 from ipywidgets.widgets.widget import _instances
 from qnb.notebook.stage import STAGE
-gc.collect()
-print(json.dumps([len(get_comm_manager().comms), threading.active_count(), len(_instances), len(STAGE.views())]))
+def count():
+    gc.collect()
+    return [len(get_comm_manager().comms), threading.active_count(), len(_instances), len(STAGE.views())]
+while len(STAGE.views()) > 3:
+    time.sleep(0.05)
+found, first = count(), globals().setdefault("first", count())
+end = time.monotonic() + 20
+while any(a > b for a, b in zip(found, first)) and time.monotonic() < end:  # threads end within a period
+    time.sleep(0.1)
+    found = count()
+print(json.dumps(found))
 """
 
 
@@ -96,7 +107,6 @@ def test_two_hundred_re_runs_leave_nothing_behind(write: Open) -> None:
 
         def count() -> tuple[list[int], int]:
             notebook.page.locator(".qnb-workers").wait_for()
-            notebook.page.wait_for_timeout(4000)
             notebook.ask("(panel.content.activeCellIndex = 3, app.commands.execute('notebook:run-cell'))")
             notebook.wait_for_end()
             here: list[int] = json.loads(notebook.page.locator(".jp-OutputArea-output").last.inner_text())
@@ -113,7 +123,8 @@ def test_two_hundred_re_runs_leave_nothing_behind(write: Open) -> None:
         before, views = count()
         again(200)
         after, more_views = count()
-        assert after == before
+        print("comms, threads, models, views:", before, after, "views in the page:", views, more_views)
+        assert all(now <= then for now, then in zip(after, before, strict=True))
         assert more_views <= views + 3  # those of the last run may not be forgotten yet
         # ipywidgets says so of a view that is taken down while its output is being replaced; nothing is left of it
         assert [line for line in notebook.console if "processLuminoMessage" not in line] == []

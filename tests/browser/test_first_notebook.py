@@ -79,7 +79,7 @@ def test_reopened_it_shows_the_last_state(
         saved["metadata"]["title"] = "somebody else's"
         name = "untrusted.ipynb"
         (server.root / name).write_text(json.dumps(saved))
-    with open_notebook(server, browser, name) as reopened:
+    with open_notebook(server, browser, name, fresh=True) as reopened:
         table = reopened.page.locator(".jp-OutputArea table", has_text="worker").last
         table.wait_for()
         assert "done" in table.inner_text()

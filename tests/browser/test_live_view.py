@@ -6,11 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Locator, expect
 
 from tests.browser.conftest import Open
 from tests.browser.lab import Notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def state(notebook: Notebook, word: str) -> Locator:
+    """Of a state that the bar has, its word."""
+    return notebook.page.locator(".qnb-batch .qnb-legend").get_by_text(word)
+
 
 def done(notebook: Notebook) -> int:
     return int(notebook.page.locator(".qnb-bar").first.get_attribute("aria-valuenow") or -1)
@@ -38,29 +46,30 @@ def test_a_click_reaches_a_kernel_that_is_busy(write: Open) -> None:
     with write("batch = FakeBatch(400).play(100)\ndisplay(batch)\nwhile not batch.over: time.sleep(0.05)") as notebook:
         notebook.start()
         notebook.page.get_by_role("button", name="Cancel").click()
-        # the output is replaced when all is over; until then the view says what it does
-        notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
-        notebook.wait_for_end(10)
+        state(notebook, "cancelled").wait_for()  # long before the cell would end by itself
+        notebook.wait_for_end(30)
         assert notebook.console == []
 
 
-def test_a_kernel_that_cannot_hear_while_busy_is_told_of(write: Open) -> None:
+def test_a_kernel_that_cannot_hear_while_busy_is_told_of(write: Open, tmp_path: Path) -> None:
     """As with ipykernel 6, or a front end that knows no subshells."""
-    with write("batch = FakeBatch(400).play(100)\nbatch", "time.sleep(5)") as notebook:
+    flag = tmp_path / "go on"
+    busy = f"while not os.path.exists({str(flag)!r}):\n    time.sleep(0.05)"
+    with write("batch = FakeBatch(400).play(300)\nbatch", busy) as notebook:
         notebook.ask("void (panel.sessionContext.session.kernel.commsOverSubshells = 'disabled')")
         notebook.start()
         notebook.page.get_by_role("button", name="Cancel").click()
-        notebook.page.get_by_text("The kernel is busy with a cell and will do this after it").wait_for(timeout=3000)
-        notebook.wait_for_end(10)
-        notebook.page.get_by_text("cancelled").first.wait_for(timeout=5000)
+        notebook.page.get_by_text("The kernel is busy with a cell and will do this after it").wait_for()
+        flag.touch()
+        state(notebook, "cancelled").wait_for()
 
 
 def test_a_short_batch_leaves_no_error_behind(write: Open) -> None:
     """The widget may be closed while the browser still builds its view."""
     with write(*["FakeBatch(3).play(0.05)"] * 5) as notebook:
         notebook.run_all()
-        notebook.page.wait_for_timeout(3500)
-        assert notebook.page.locator(".qnb-batch").get_by_text("3 calls").count() == 5
+        expect(notebook.page.locator(".qnb-batch").get_by_text("3 calls", exact=True)).to_have_count(5, timeout=30_000)
+        notebook.wait(f"!JSON.stringify(panel.content.model.toJSON()).includes('{WIDGET}')")
         assert notebook.console == []
 
 
@@ -79,25 +88,32 @@ def test_a_reloaded_page_goes_on(write: Open) -> None:
 
 COUNT = """
 from qnb.notebook.stage import STAGE
-widget, sent = STAGE.views()[0]._widget, []
+[view] = STAGE.views()
+widget, sent = view._widget, []
 widget.send, send = lambda message, buffers=None: (sent.append(message["kind"]), send(message, buffers)), widget.send
 """
 
 
-def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open) -> None:
+def test_a_view_that_is_scrolled_away_is_sent_nothing(write: Open, tmp_path: Path) -> None:
+    flag = tmp_path / "scrolled"
     cells = [
         "batch = FakeBatch(30_000).play(300)\nbatch",
         COUNT,
         "print('far\\n' * 200)",
-        "time.sleep(3); before = list(sent); time.sleep(2); after = list(sent)",
-        "print(len(before) > 0, after == before)",
+        f"while not os.path.exists({str(flag)!r}) or view._seen():\n    time.sleep(0.05)",
+        "before, moved = list(sent), batch.counts['done']",
+        "while batch.counts['done'] < moved + 200:\n    time.sleep(0.05)",
+        "print(len(before) > 0, sent[len(before) :])",
     ]
     with write(*cells) as notebook:
         notebook.start()
         notebook.page.locator(".jp-OutputArea-output", has_text="far").wait_for()
+        # a view that is new is seen until it has found out that it is not: the one that stays is waited for
+        notebook.page.locator(".qnb-live .qnb-batch").wait_for()
         notebook.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 1e6)")
-        notebook.wait_for_end(20)
-        assert notebook.page.locator(".jp-OutputArea-output").last.inner_text().strip() == "True True"
+        flag.touch()
+        notebook.wait_for_end()
+        assert notebook.page.locator(".jp-OutputArea-output").last.inner_text().strip() == "True []"
 
 
 def test_a_kernel_that_dies_is_told_of(write: Open, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tests.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow, pytest.mark.timeout(240)]
 AXE = ROOT / "widgets" / "node_modules" / "axe-core" / "axe.min.js"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STOPS = "button:enabled, input:enabled, select:enabled, summary, [tabindex='0']"
 VIEWS = ("batch", "session", "workers", "brokers", "events", "runs", "queues")
 WORK = """
 def simulate(seed, side):
@@ -30,7 +32,7 @@ def simulate(seed, side):
     return {"minutes": 90 + seed * 7, "crossed": seed % 2 == 0}
 """
 CELLS = (
-    "batch = session.sweep(simulate, {'seed': range(60), 'side': ['left', 'right']})\nbatch",
+    "batch = session.sweep(simulate, {'seed': seeds, 'side': ['left', 'right']})\nbatch",
     "session",
     "session.workers",
     "qnb.brokers()",
@@ -50,7 +52,7 @@ def notebook(services: Services, server: Server, browser: Browser) -> Iterator[N
         subprocess.Popen([*command, name], env=environment, cwd=server.root, stderr=subprocess.DEVNULL)
         for name in ("alpha", "beta")
     ]
-    connect = f"import qnb\nsession = qnb.Session({url!r})\nstream = session.events(){WORK}"
+    connect = f"import qnb\nsession = qnb.Session({url!r})\nstream = session.events()\nseeds = range(60){WORK}"
     wait = "import time\nwhile len(session.workers) < 2:\n    time.sleep(0.05)"
     try:
         with written(server, browser, "views.ipynb", connect, wait, *CELLS) as notebook:
@@ -66,7 +68,7 @@ def view(notebook: Notebook, name: str) -> Locator:
     """The view of that name, in sight: out of sight it would rest."""
     found = notebook.page.locator(f".qnb-{name}").first
     expect(found).to_be_visible()
-    notebook.page.evaluate("(name) => document.querySelector(`.qnb-${name}`).scrollIntoView({block: 'start'})", name)
+    notebook.page.evaluate("(name) => document.querySelector(`.qnb-${name}`).scrollIntoView({block: 'center'})", name)
     return found
 
 
@@ -84,7 +86,8 @@ def test_all_are_there_and_live(notebook: Notebook) -> None:
 
 
 def test_outputs_are_html_while_views_are_live(notebook: Notebook) -> None:
-    """What is saved at any time needs neither kernel nor widget."""
+    """What is saved once a view has been drawn needs neither kernel nor widget."""
+    notebook.wait(f"!JSON.stringify(panel.content.model.toJSON()).includes('{WIDGET}')")
     saved = notebook.save()
     kinds = [set(output["data"]) for cell in saved["cells"] for output in cell.get("outputs", []) if "data" in output]
     assert len(kinds) == len(VIEWS)
@@ -179,18 +182,40 @@ def test_a_run_is_attached_by_a_click(notebook: Notebook) -> None:
 
 
 def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Path) -> None:
+    """While a run of 10,000 calls is under way."""
+    notebook.ask("panel.sessionContext.session.kernel.requestExecute({code: argument}).done", "seeds = range(5000)")
+    notebook.ask("(panel.content.activeCellIndex = 2, app.commands.execute('notebook:run-cell'))")
+    expect(view(notebook, "batch").locator(".qnb-failures")).to_be_visible(timeout=60_000)
+    notebook.page.add_style_tag(content=".qnb-view { padding: 8px !important; }")
     for dark in (False, True):
         for width in (600, 1600):
             notebook.show(dark=dark, width=width, height=1600)
             for name in VIEWS:
-                box = view(notebook, name).bounding_box()
-                assert box is not None
-                area = {"x": box["x"] - 8, "y": box["y"], "width": box["width"] + 16, "height": box["height"]}
-                target = pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png"
-                notebook.page.screenshot(path=str(target), clip=area)  # type: ignore[arg-type]
+                wait_for_news(notebook, name)
+                take_picture(view(notebook, name), pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png")
             assert notebook.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     notebook.show(dark=False, width=1200)
+    view(notebook, "batch").get_by_role("button", name="Cancel").click()
+    expect(view(notebook, "batch").locator(".qnb-legend")).to_contain_text("cancelled")
     assert notebook.console == []
+
+
+def wait_for_news(notebook: Notebook, name: str) -> None:
+    """Until a view that was out of sight shows what is."""
+    found = view(notebook, name)
+    if name == "batch":
+        bar = found.get_by_role("progressbar").first
+        expect(bar).not_to_have_attribute("aria-valuenow", bar.get_attribute("aria-valuenow") or "", timeout=30_000)
+    elif name in ("runs", "session"):
+        expect(found).to_contain_text("10,000", timeout=30_000)
+    elif name == "queues":
+        expect(found).to_contain_text(re.compile(r"[1-9][\d,]* messages waiting"), timeout=30_000)
+
+
+def take_picture(found: Locator, target: Path) -> None:
+    """Of a view without what surrounds it."""
+    found.page.mouse.move(0, 0)
+    found.screenshot(path=target, animations="disabled")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -220,6 +245,26 @@ def test_the_keyboard_alone_can_do_everything(notebook: Notebook) -> None:
             }"""
         )
         assert unreachable == [], name
+        stops = view(notebook, name).locator(STOPS).filter(visible=True)
+        stops.first.focus()
+        notebook.page.keyboard.press("Tab")
+        notebook.page.keyboard.press("Shift+Tab")  # from here on the browser knows that it is the keyboard
+        for place in range(stops.count()):
+            if place:
+                notebook.page.keyboard.press("Tab")
+            expect(stops.nth(place)).to_be_focused()
+            outline = stops.nth(place).evaluate("(stop) => getComputedStyle(stop).outlineStyle")
+            assert outline != "none", f"{name}: the focus is not to be seen on stop {place}"
+    workers = view(notebook, "workers")
+    workers.get_by_role("button", name="Pause alpha").press("Enter")
+    workers.get_by_role("button", name="Resume alpha").press(" ")
+    expect(workers.get_by_role("button", name="Pause alpha")).to_be_focused()
+    queues = view(notebook, "queues")
+    queues.get_by_role("button", name="pause qnb on all workers").press("Enter")
+    queues.get_by_role("button", name="resume qnb on all workers").press(" ")
+    expect(queues.get_by_role("button", name="pause qnb on all workers")).to_be_focused()
+    view(notebook, "events").get_by_role("button", name="Pause the stream").press("Enter")
+    view(notebook, "events").get_by_role("button", name="Go on with the stream").press(" ")
     batch = view(notebook, "batch")
     batch.locator(".qnb-grid").first.focus()
     for key in ("Home", "ArrowDown", "ArrowDown", "Enter"):

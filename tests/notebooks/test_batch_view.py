@@ -44,7 +44,8 @@ def test_a_view_that_is_ready_is_told_everything(kernel: Kernel) -> None:
 def test_a_page_of_jupyter_has_html_in_its_outputs_from_then_on(kernel: Kernel) -> None:
     """Whatever is saved then, and whenever, needs no kernel and no widget."""
     [output] = outputs(kernel.run("batch = FakeBatch(200); batch"))
-    kernel.send(kernel.widget(), {"kind": "ready", "view": "a", "n": 0, "swap": True})
+    kernel.send(kernel.widget(), {"kind": "ready", "view": "a", "n": 0})
+    kernel.send(kernel.widget(), {"kind": "placed"})
     update = kernel.until(lambda m: m["msg_type"] == "update_display_data")["content"]
     assert update["transient"] == output["transient"]
     assert set(update["data"]) == {"text/html", "text/plain"}

@@ -31,6 +31,11 @@ export interface BrokersState {
   brokers: Broker[];
 }
 
+/** A limit as it is called in Python, and in words. */
+const LIMITS: Record<string, string> = {
+  message_bytes: "a message, at most", batch_messages: "a batch, at most", delay_seconds: "a delay, at most",
+  lease_min_seconds: "a lease, at least", lease_seconds: "a lease, at most", ordering: "order kept by",
+};
 const MARKS: Record<Support, string> = { native: "●", built: "◐", none: "○" };
 
 class BrokersView extends LiveView<StateStore<BrokersState>> {
@@ -53,9 +58,9 @@ class BrokersView extends LiveView<StateStore<BrokersState>> {
     if (!state) return;
     const key = JSON.stringify([state.features, state.brokers.map(({ scheme, url }) => [scheme, url])]);
     if (key !== this.#built) this.#build(state, key);
-    const lines = [...this.#table.tBodies[0]!.rows];
+    const lines = [...this.#table.tBodies[0]!.children];
     state.brokers.forEach((broker, column) => {
-      const cell = (line: number): HTMLElement => lines[line]!.cells[column + 1]!;
+      const cell = (line: number): HTMLElement => lines[line]!.children[column + 1] as HTMLElement;
       state.features.forEach((feature, line) => this.#feature(cell(line), broker, feature));
       const after = state.features.length;
       broker.limits.forEach(([, text], line) => setText(cell(after + line), text));
@@ -79,7 +84,7 @@ class BrokersView extends LiveView<StateStore<BrokersState>> {
     ];
     const body = make("tbody", "", {},
       ...state.features.map((feature) => line(words(feature))),
-      ...(state.brokers[0]?.limits ?? []).map(([name]) => line(words(name))),
+      ...(state.brokers[0]?.limits ?? []).map(([name]) => line(LIMITS[name] ?? words(name))),
       line("client"), line("server"), line("measure", probe));
     body.children[state.features.length]?.classList.add("qnb-part");
     body.children[body.children.length - 3]?.classList.add("qnb-part");

@@ -11,6 +11,8 @@ export interface SessionState {
   name: string;
   broker: string;
   backend: string;
+  /** What an embedded file takes and may take; "" of a server. */
+  room: string;
   queue: string;
   /** [name, how many wait; null where the broker cannot tell] */
   queues: [string, number | null][];
@@ -39,7 +41,7 @@ class SessionView extends LiveView<StateStore<SessionState>> {
     super(channel, "session", "Session");
     const head = make("div", "qnb-head", {}, make("strong", "qnb-name", {}, "session"), this.#state);
     this.element.append(head, this.#numbers, this.#facts, this.#runs);
-    for (const [word, inside] of [["waiting", make("b")], ["processes busy", make("b")], ["calls a second, all workers", make("b")]] as const) {
+    for (const [word, inside] of [["waiting", make("b")], ["processes busy", make("b")], ["ended lately, all workers", make("b")]] as const) {
       this.#numbers.append(make("div", "", {}, inside, make("span", "", {}, word)));
     }
     this.#numbers.lastElementChild!.append(this.#spark.element);
@@ -59,6 +61,7 @@ class SessionView extends LiveView<StateStore<SessionState>> {
     this.#fill([
       ["broker", state.broker],
       ["backend", state.backend],
+      ...(state.room ? [["on disk", state.room] satisfies [string, string]] : []),
       ["queues", state.queues.map(([name, depth]) => `${name}: ${depth === null ? "not told" : count(depth)}`).join(" · ") || state.queue],
       ["workers", workers(state)],
     ]);

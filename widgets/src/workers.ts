@@ -100,7 +100,7 @@ class WorkersView extends LiveView<StateStore<WorkersState>> {
     const age = this.#now() - worker.seen;
     const since = { here: `seen ${age < 5 ? "now" : `${duration(age)} ago`}`, paused: "paused", silent: "does not answer", gone: `gone, last seen ${duration(Math.max(0, age))} ago` }[state];
     const version = [worker.version && `qnb ${worker.version}`, worker.python && `Python ${worker.python}`].filter(Boolean).join(", ");
-    setText(words!, [since, worker.host && `${worker.host} pid ${worker.pid}`, worker.queues?.join(", "), version].filter(Boolean).join(" · "));
+    setText(words!, [since, worker.host && `${worker.host} pid ${worker.pid}`, worker.queues?.length && `${worker.queues.length > 1 ? "queues" : "queue"} ${worker.queues.join(", ")}`, version].filter(Boolean).join(" · "));
   }
 
   /** The kernel's clock, which the times are of. */

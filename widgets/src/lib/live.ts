@@ -19,36 +19,54 @@ export abstract class LiveView<S extends Store> implements Mounted {
   protected readonly channel: Channel<S>;
   protected readonly note = make("div", "qnb-note", { role: "status" });
   #busy = 0;
+  #visible = true;
   #said = "";
   #saidUntil = 0;
   #frame = 0;
   #timer: ReturnType<typeof setInterval>;
   #endings: (() => void)[] = [];
-  #tell: (kind: Presence, swap?: boolean) => void;
+  /** Where a widget manager puts it, until that is known to be in an output. */
+  #place: Element | null = null;
+  #tell: (kind: Presence) => void;
 
   constructor(channel: Channel<S>, name: string, label: string) {
     this.channel = channel;
     this.element = make("section", `qnb-view qnb-${name}`, { "aria-label": label });
     const view = Math.random().toString(36).slice(2);
     let n = 0;
-    this.#tell = (kind, swap) => channel.send({ kind, view, n: n++, ...(swap ? { swap } : {}) });
+    this.#tell = (kind) => channel.send({ kind, view, n: n++ });
     this.#timer = setInterval(() => this.soon(), TICK);
   }
 
-  /** Once the parts are in place. `swap`: the output may become HTML, in which a view will stand. */
-  start(swap = false): this {
+  /** Once the parts are in place. `place`: where a widget manager puts it. If that is an output, the output may become
+   * HTML, in which a view will stand. */
+  start(place: Element | null = null): this {
     this.element.append(this.note);
     const away = (): void => this.#tell("away");
     window.addEventListener("pagehide", away);
     this.#endings = [
       this.channel.store.subscribe(() => this.soon()),
-      watchVisibility(this.element, (visible) => this.#tell(visible ? "shown" : "hidden")),
+      watchVisibility(this.element, (visible) => {
+        this.#visible = visible;
+        // while it was hidden the kernel had no reason to speak
+        if (visible) this.channel.heardAt = performance.now();
+        this.#tell(visible ? "shown" : "hidden");
+      }),
       () => window.removeEventListener("pagehide", away),
       () => this.#tell("gone"),
     ];
     this.#draw();
-    this.#tell("ready", swap);
+    this.#tell("ready");
+    this.#place = place;
+    this.#placed();
     return this;
+  }
+
+  /** Tell, once, that it stands in an output: a manager may put it there long after it was made. */
+  #placed(): void {
+    if (!this.#place?.closest(".jp-OutputArea")) return;
+    this.#place = null;
+    this.channel.send({ kind: "placed" });
   }
 
   close(): void {
@@ -92,9 +110,10 @@ export abstract class LiveView<S extends Store> implements Mounted {
   #draw(): void {
     const now = performance.now();
     this.draw(now);
+    this.#placed();
     const silent = now - this.channel.heardAt;
     const said = now < this.#saidUntil ? this.#said : "";
-    const lost = !this.channel.store.over && silent > SILENCE;
+    const lost = this.#visible && !this.channel.store.over && silent > SILENCE;
     const text = this.#busy ? BUSY : said || (lost ? `No news from the kernel for ${duration(silent / 1000)}.` : "");
     setText(this.note, text);
     this.note.hidden = !text;
@@ -117,7 +136,7 @@ export function entry<S extends Store>(store: () => S, view: (channel: Channel<S
         };
       },
       render({ model, el }: { model: Model; el: HTMLElement }): () => void {
-        const made = view(open(model)).start(el.closest(".jp-OutputArea") !== null);
+        const made = view(open(model)).start(el);
         el.append(made.element);
         return () => {
           made.close();

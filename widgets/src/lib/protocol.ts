@@ -79,7 +79,9 @@ export interface Answer {
 export type Presence = "ready" | "shown" | "hidden" | "gone" | "away";
 export type ToKernel =
   // `n` counts a view's own: the first may wait behind a cell while the next come through a subshell
-  | { kind: Presence; view: string; n: number; swap?: boolean }
+  | { kind: Presence; view: string; n: number }
+  // a view stands in an output, which may become HTML from now on
+  | { kind: "placed" }
   | { kind: "resync" }
   | { kind: "ask"; id: string; what: string; with: Record<string, unknown> };
 
