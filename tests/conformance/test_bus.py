@@ -103,7 +103,7 @@ def test_a_waiting_reader_is_told_at_once(place: Place) -> None:
     time.sleep(0.2)
     other.bus().post_many(notes_to("me", 1))
     assert waiting.result() == notes_to("me", 1)
-    assert waiting.seconds < 0.2 + 0.5
+    assert waiting.seconds < 0.2 + 2.0  # at once, on a busy machine; it waits for 10
 
 
 def test_wake_ends_a_receive_that_waits_and_loses_nothing(place: Place) -> None:

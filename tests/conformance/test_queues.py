@@ -38,7 +38,7 @@ def test_a_large_batch_arrives_whole(place: Place) -> None:
     broker = place.broker()
     broker.publish_many(numbered(2500))
     consumer = place.consumer(broker, prefetch=5000)
-    got = take(consumer, 2500, limit=300)
+    got = take(consumer, 2500, within=60, limit=300)
     assert place.order(bodies(got)) == place.order(b"%d" % number for number in range(2500))
     consumer.ack_many(got)
     assert nothing(consumer, 0)
@@ -78,7 +78,7 @@ def test_a_waiting_consumer_is_told_at_once(place: Place) -> None:
     time.sleep(0.2)
     broker.publish_many(messages(b"x"))
     assert bodies(waiting.result()) == [b"x"]
-    assert waiting.seconds < 0.2 + 0.5
+    assert waiting.seconds < 0.2 + 2.0  # at once, on a busy machine; it waits for 10
 
 
 def test_acks_out_of_order(place: Place) -> None:

@@ -220,7 +220,7 @@ def test_the_rate_is_kept_and_reached(session: qnb.Session) -> None:
     assert batch.results(SECONDS) == list(range(count))
     last = batch.df["started_at"].max().timestamp()
     assert last - limited >= (count - 1) / (rate * 1.02), "a token to begin with"
-    assert last - begun <= count / (rate * 0.87)
+    assert last - begun <= count / (rate * 0.6), "a busy machine may be late"
 
 
 def test_time_limit(session: qnb.Session, gate: Gate, kind: str) -> None:

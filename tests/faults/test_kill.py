@@ -66,7 +66,7 @@ def test_killed_worker(place: Ground, url: str, open_session: OpenSession, worke
     ledger = log.ledger("worker kill -9", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
     work_left = CALLS * SECONDS
-    assert ledger.seconds_after < place.death + work_left + 1.0
+    assert ledger.seconds_after < place.death + work_left + 5.0  # a busy machine is late
 
 
 def test_stopped_worker(url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:

@@ -43,7 +43,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def run(folder: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=90, check=False
+        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=300, check=False
     )
 
 

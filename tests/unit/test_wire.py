@@ -40,6 +40,8 @@ def type_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return " or ".join("nil" if a is type(None) else type_name(a) for a in arguments)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
     if origin is dict:
         return f"map of {type_name(arguments[0])} to {type_name(arguments[1])}"
     if origin is list:

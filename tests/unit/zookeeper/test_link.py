@@ -109,6 +109,7 @@ def test_an_outage_is_waited_for_and_then_told(services: Services, caplog: pytes
     starting = threading.Timer(0.1, server.start)
     starting.start()
     starting.join()
+    broker._link.patience = 30.0  # it takes connections before it gives sessions
     broker.publish_many([Envelope("q", b"x")])
     assert [one.body for one in consumer.receive_many(10, 10.0)] == [b"x"]
     broker.close()
