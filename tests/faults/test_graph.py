@@ -62,6 +62,7 @@ def test_a_graph_outlives_its_kernel(
     assert kernel.stdout is not None
     runs = kernel.stdout.readline().split()
     log.wait_for(lambda: len(log.marks("E")) > width // 2)
+    log.wait_for(lambda: all(session.backend.load_run(run) for run in runs))  # a run is known a moment after it began
     kernel.kill()
     kernel.wait()
     kernel.stdout.close()

@@ -23,7 +23,7 @@ from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Topi
 from qnb.brokers.base import DEFAULT_LEASE, Bus, DeadLetter, Inbox, QueueSpec, Settle
 from qnb.brokers.checks import check_envelopes
 from qnb.brokers.kafka.bus import KafkaBus, Talk
-from qnb.brokers.kafka.client import MESSAGE_BYTES, PATIENCE, connect, settings_of, translate, without_group
+from qnb.brokers.kafka.client import MESSAGE_BYTES, PATIENCE, connect, log, settings_of, translate, without_group
 from qnb.brokers.kafka.consumer import KafkaConsumer
 from qnb.brokers.kafka.context import Context
 from qnb.brokers.kafka.member import commit_here
@@ -102,7 +102,10 @@ class KafkaBroker:
         for queue in queues:
             self._bus.say(Talk("topics", queue, self._name))
         if any(queues.values()):  # a level: until those who work on others have taken it in, it would come last
-            self._wait_for_owners(topics)
+            try:
+                self._wait_for_owners(topics)
+            except BrokerUnavailable as error:  # what is published there is published all the same
+                log.debug("who has %s is not known: %s", ", ".join(topics), error)
 
     def _wait_for_owners(self, topics: Sequence[str]) -> None:
         deadline = time.monotonic() + _OWNERS_SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, Ne
 from qnb.brokers.kafka.client import GONE, PATIENCE, UNAVAILABLE, code_of, log, translate
 from qnb.brokers.kafka.ledger import not_waiting
 from qnb.brokers.kafka.records import DEAD, LEVELS, Names
-from qnb.errors import BrokerError
+from qnb.errors import BrokerError, BrokerUnavailable
 
 PARTITIONS = 8
 BUS_PARTITIONS = 8
@@ -70,6 +71,10 @@ class Topics:
                 if code_of(error) not in UNAVAILABLE or time.monotonic() > deadline:
                     raise translate(error, self._url, doing) from error
                 time.sleep(0.1)
+            except NoAnswer as error:
+                if time.monotonic() > deadline:
+                    late = f"no answer within {REQUEST_SECONDS:g} s: is it up, and not overloaded?"
+                    raise BrokerUnavailable(f"{self._url}: {doing}: {late}") from error
 
     def forget(self, topics: Iterable[str]) -> None:
         """They seem not to be there any more."""
