@@ -32,7 +32,7 @@ def open_broker(server: ZookeeperServer, services: Services) -> Iterator[OpenBro
 
         def make(login: str = "", **options: Any) -> ZookeeperBroker:
             url = server.url.replace("//", f"//{login}@") if login else server.url
-            broker = ZookeeperBroker(with_options(url, **{"prefix": prefix, **options}))
+            broker = ZookeeperBroker(with_options(url, **{"prefix": prefix, "patience": 30, **options}))
             stack.callback(broker.close)
             return broker
 
