@@ -246,6 +246,9 @@ def test_the_keyboard_alone_can_do_everything(notebook: Notebook) -> None:
         )
         assert unreachable == [], name
         stops = view(notebook, name).locator(STOPS).filter(visible=True)
+        if not stops.count():
+            assert name == "session", "which only shows"
+            continue
         stops.first.focus()
         notebook.page.keyboard.press("Tab")
         notebook.page.keyboard.press("Shift+Tab")  # from here on the browser knows that it is the keyboard

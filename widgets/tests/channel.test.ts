@@ -66,3 +66,12 @@ test("closing frees the model", () => {
   channel.close();
   expect(model.listeners).toBe(0);
 });
+
+test("a model that is closed takes nothing, and nothing breaks", () => {
+  const model = new FakeModel(snapshot());
+  const channel = new Channel(model, new BatchStore());
+  model.send = () => {
+    throw new Error("Cannot send");
+  };
+  expect(() => channel.send({ kind: "placed" })).not.toThrow();
+});

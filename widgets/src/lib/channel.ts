@@ -52,7 +52,11 @@ export class Channel<S extends Store> {
   }
 
   send(message: ToKernel): void {
-    this.#model.send(message);
+    try {
+      this.#model.send(message);
+    } catch {
+      // The kernel has closed the model, or is gone: there is nobody to be told any more.
+    }
   }
 
   /** Ask the kernel for something. `busy` is called when it has not heard after 1.5 s; the answer may still come. */
