@@ -19,7 +19,6 @@ from qnb.registry import open_broker
 PROBE_SECONDS = 9.0  # for all features together, with what it takes to clean up
 LEASE_SECONDS = 1.0
 STOP_SECONDS = 1.0
-REMOVE_TRIES = 3
 LEFT_SECONDS = 60.0  # a probe's queue that is so old is nobody's: its server hung when it was to be removed
 _WORD = PROBE_PREFIX
 
@@ -79,16 +78,10 @@ class _Trial:
                 consumer.close()
             except Exception as error:
                 trouble = f"; not released: {error}"
-        return trouble + self._remove()
-
-    def _remove(self) -> str:
-        for _ in range(REMOVE_TRIES):  # what has been removed before one fails is not there for the next
-            try:
-                self.broker.remove(self.queue)
-            except Exception as error:
-                trouble = f"; not removed: {error}"
-            else:
-                return ""
+        try:
+            self.broker.remove(self.queue)
+        except Exception as error:
+            trouble += f"; not removed: {error}"
         return trouble
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, Ne
 from qnb.brokers.kafka.client import GONE, PATIENCE, UNAVAILABLE, code_of, log, translate
 from qnb.brokers.kafka.ledger import not_waiting
 from qnb.brokers.kafka.records import DEAD, LEVELS, Names
-from qnb.errors import BrokerError, BrokerUnavailable
+from qnb.errors import BrokerError
 
 PARTITIONS = 8
 BUS_PARTITIONS = 8
@@ -67,14 +66,11 @@ class Topics:
         while True:
             try:
                 return ask()
-            except KafkaException as error:
+            except (KafkaException, TimeoutError) as raised:
+                error = raised if isinstance(raised, KafkaException) else _no_answer()
                 if code_of(error) not in UNAVAILABLE or time.monotonic() > deadline:
-                    raise translate(error, self._url, doing) from error
+                    raise translate(error, self._url, doing) from raised
                 time.sleep(0.1)
-            except NoAnswer as error:
-                if time.monotonic() > deadline:
-                    late = f"no answer within {REQUEST_SECONDS:g} s: is it up, and not overloaded?"
-                    raise BrokerUnavailable(f"{self._url}: {doing}: {late}") from error
 
     def forget(self, topics: Iterable[str]) -> None:
         """They seem not to be there any more."""
@@ -310,5 +306,10 @@ def _outcome(future: Any) -> BaseException | None:
     try:
         found: BaseException | None = future.exception(CREATE_SECONDS)
     except TimeoutError:
-        found = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        found = _no_answer()
     return found
+
+
+def _no_answer() -> KafkaException:
+    """What the client itself raises for other questions that get none in time."""
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT))
