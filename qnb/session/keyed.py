@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEPT = 100
 TAKEN_SECONDS = 10.0  # in which whoever took a key has written its run down
 
 
@@ -40,8 +41,10 @@ def submit(
     session.aside.pack(args, kwargs)
     run = _claim(session, options.key, batch.run)
     if run != batch.run:
+        if (known := session.keyed.get(run)) is not None:
+            return known[0]
         if appears(session.backend, run, TAKEN_SECONDS):
-            return session.attach(run)[0]
+            return _kept(session, session.attach(run))[0]
         # Whoever took the key died before the run was written down: it is submitted under the same name, and the
         # first outcome stored wins.
         log.warning("the first submit with key %r was not finished: submitted again", options.key)
@@ -49,7 +52,15 @@ def submit(
     session.recorder.save_now(batch, "submit", function)
     session.batches[run] = batch
     session.send(batch, 1)
-    return batch[0]
+    return _kept(session, batch)[0]
+
+
+def _kept(session: Session, batch: Batch) -> Batch:
+    """Kept alive for a while: the same future for the same key, so that its output is shown once."""
+    session.keyed[batch.run] = batch
+    if len(session.keyed) > KEPT:
+        session.keyed.pop(next(iter(session.keyed)), None)
+    return batch
 
 
 def _claim(session: Session, key: str, run: str) -> str:

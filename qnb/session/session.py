@@ -124,6 +124,7 @@ class Session(concurrent.futures.Executor):
         self.revocations: list[tuple[str, int, int]] = []
         self.told: set[str] = set()  # names of workers that know of all of these
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
+        self.keyed: dict[str, Batch] = {}
         self.attaching = threading.Lock()
         self._shipments = Shipments(self._put_archive if self.backend.blobs else None, self.broker.scheme == "memory")
         self._shipper = Shipper(self._shipments)
@@ -470,6 +471,7 @@ class Session(concurrent.futures.Executor):
         self.backend.forget_run(run)
         self.backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
         self.batches.pop(run, None)
+        self.keyed.pop(run, None)
 
     @property
     def control(self) -> Control:

@@ -68,6 +68,12 @@ def test_output_that_was_there_before(kernel: Kernel) -> None:
     assert stdout(kernel.run("_ = future.result()")) == "early\n"
 
 
+def test_a_key_shows_it_once(kernel: Kernel) -> None:
+    """Whether or not anyone still holds the first submit's future."""
+    kernel.run("import gc; once = session.task(key='told once')(lambda: print('told'))")
+    assert stdout(kernel.run("once.submit().result(); gc.collect(); once.submit().result()")) == "told\n"
+
+
 def test_a_batch_shows_it_in_its_view(kernel: Kernel, tmp_path: Path) -> None:
     path = tmp_path / "open"
     kernel.run(f"batch = session.map(talk, [{str(path)!r}]); batch")
