@@ -18,7 +18,7 @@ def run(name: str, options: argparse.Namespace) -> int:
     """Print the table."""
     from qnb import registry, settings
     from qnb.codec.signing import Signer
-    from qnb.session.runs import table
+    from qnb.session.history import table
 
     url = settings.absolute_url(settings.broker_url(options.broker))
     backend = registry.open_backend(

@@ -30,7 +30,6 @@ from qnb.errors import CannotUnpickle, ConfigurationError
 
 MOST_BYTES = 64 * 2**20  # of files in an archive
 KEPT_SECONDS = 7 * 86400.0
-PUT_SECONDS = 86400.0  # blobs expire: what is used is put again
 _ROW_SECONDS = 0.0001  # between submits that nothing can have come between, not even the writing of a file
 _BUDGET = 4  # in a row of submits, files are looked at so rarely that looking takes a fifth of the time
 _SKIPPED = ("__pycache__", "node_modules", "venv")
@@ -97,13 +96,17 @@ class Shipment:
 
 
 class Shipments:
-    """What a session ships. `put` stores an archive as a blob; None: it travels with each function.
+    """What a session ships. `put` stores an archive as a blob, and again when `put_seconds` are over, for blobs expire;
+    None: it travels with each function.
 
     `at_home`: workers are threads of this process, so that its own modules are theirs: they are imported anew here.
     """
 
-    def __init__(self, put: Callable[[str, bytes], None] | None, at_home: bool = False) -> None:
+    def __init__(
+        self, put: Callable[[str, bytes], None] | None, put_seconds: float = 0.0, *, at_home: bool = False
+    ) -> None:
         self._put = put
+        self._put_seconds = put_seconds
         self._at_home = at_home
         self._all: dict[Path, Shipment] = {}
         self._archives: tuple[Archive, ...] = ()
@@ -147,7 +150,8 @@ class Shipments:
             files = shipment.files()
             spent += time.monotonic() - started
             signature = tuple((str(path), s.st_mtime_ns, s.st_size, s.st_ino) for path, s in files)
-            if signature != shipment.signature or begun - shipment.put_at > PUT_SECONDS:
+            old = self._put is not None and begun - shipment.put_at > self._put_seconds
+            if signature != shipment.signature or old:
                 changed = self._renew(shipment, files) or changed
                 shipment.signature, shipment.put_at = signature, begun
         archives = [shipment.archive for shipment in self._all.values() if shipment.archive is not None]

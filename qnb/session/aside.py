@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from qnb.backends.base import RESULT_SECONDS, Backend
+from qnb.backends.base import Backend
 from qnb.codec.parts import put_object, put_parts
 from qnb.codec.payloads import PLAIN, encode_columns, encode_pickled
 from qnb.codec.pickling import ARRAY_BYTES, Apart, dumps, dumps_apart, dumps_each, dumps_small, names_by_value
@@ -15,12 +14,11 @@ from qnb.codec.references import Call, Referable, Reference, dumps_referring, en
 from qnb.codec.signing import Signer
 from qnb.errors import CannotPickle, StorageFull
 from qnb.message import Blob
-from qnb.settings import parse_url
+from qnb.session.stored import StoredBlobs
 
 LARGE_BYTES = 4 << 20  # an argument from this size on is put aside
 SHARED_BYTES = ARRAY_BYTES  # and one from this size on that many calls have
 _SEEN = 256
-_STORED_SECONDS = 3600.0  # for which what was stored is not looked after again
 _SMALL = frozenset((type(None), bool, int, float))
 _TEXT = (str, bytes)
 _NESTED = (list, dict)
@@ -49,14 +47,12 @@ class Memo:
 class Aside:
     """Of one session. `limit`: bytes that a message of its broker has room for, or None."""
 
-    def __init__(self, backend: Backend, signer: Signer, limit: int | None) -> None:
+    def __init__(self, backend: Backend, signer: Signer, limit: int | None, stored: StoredBlobs) -> None:
         self._backend = backend
         self._signer = signer
         self._large = LARGE_BYTES if limit is None else min(LARGE_BYTES, limit // 2)
         self._seen: dict[tuple[int, int, int], None] = {}  # what large arguments looked like
-        self._stored: dict[str, float] = {}
-        expires = parse_url(backend.url).number("expires", RESULT_SECONDS) if backend.blobs else 0.0
-        self._trusted = min(_STORED_SECONDS, expires / 4)
+        self._stored = stored
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any], memo: Memo | None = None) -> bytes | Call:
         """One call; with `memo` one of a run that is known whole."""
@@ -102,11 +98,13 @@ class Aside:
         data = encode_columns(columns, names, True)
         if len(data) < SHARED_BYTES or not self._backend.blobs or memo.by_name:
             return data
-        return None if any(self._worth(column, memo) for column in columns) else data
+        return None if any(self._worth(column, memo, len(data)) for column in columns) else data
 
-    def _worth(self, column: Sequence[Any], memo: Memo) -> bool:
+    def _worth(self, column: Sequence[Any], memo: Memo, total: int) -> bool:
         for value in column:
             size = 0
+            if type(value) in _SMALL or (total < self._large and not memo.often(value)):
+                continue
             if type(value) in _TEXT:
                 size = len(value)
             elif type(value) in _NESTED and value:
@@ -162,11 +160,10 @@ class Aside:
 
     def store(self, key: str, content: bytes | memoryview) -> None:
         """Put content into the blob store, unless this session has just done so."""
-        now = time.monotonic()
-        if now - self._stored.get(key, -self._trusted) >= self._trusted:
+        if key not in self._stored:
             view = memoryview(content)
             put_parts(self._backend, self._signer, key, len(view), lambda at, length: bytes(view[at : at + length]))
-            self._stored[key] = now
+            self._stored.add(key)
 
 
 def pack_calls(calls: Sequence[bytes | Call]) -> bytes:

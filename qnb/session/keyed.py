@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qnb.codec.functions import parameter_names
+from qnb.codec.functions import Named, parameter_names
 from qnb.codec.signing import RUN
 from qnb.errors import Unsupported
 from qnb.message import Stored
+from qnb.session.attach import appears
 from qnb.session.batch import Batch
 from qnb.session.future import Future
 from qnb.session.options import TaskOptions
-from qnb.session.runs import appears
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -84,5 +84,5 @@ def _batch(
     labels = [*parameter_names(function, len(args)), *kwargs]
     parameters = [(label, [value]) for label, value in zip(labels, [*args, *kwargs.values()], strict=True)]
     batch = Batch(session, run, session.ship_function(function), parameters, 1, options)
-    batch.names = tuple(kwargs)
+    batch.names, batch.by_name = tuple(kwargs), isinstance(function, Named)
     return batch

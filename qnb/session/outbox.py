@@ -120,9 +120,9 @@ class Outbox:
                 if session.publisher.unsent:
                     time.sleep(0.5)
                     session.publisher.retry()
-                if session.revocations and time.monotonic() - looked > REVOKE_SECONDS:
+                if session.revocations.spans and time.monotonic() - looked > REVOKE_SECONDS:
                     looked = time.monotonic()
-                    session.tell_revocations()
+                    session.revocations.tell_newcomers()
                 if beats and time.monotonic() - beaten > BEAT_SECONDS:
                     beaten = time.monotonic()
                     session.inbox.beat()

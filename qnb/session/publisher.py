@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from qnb.backends.base import Backend
@@ -14,25 +13,30 @@ from qnb.codec.claims import fits_alone, halves, lighten
 from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.message import Envelope, Frame, Note
+from qnb.session.stored import StoredBlobs
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-_STORED_SECONDS = 3600.0  # for which code that was stored is not looked after again
 
 
 class Publisher:
     """Sends frames; tells the sink which were sent and which can never be."""
 
     def __init__(
-        self, broker: Broker, backend: Backend, signer: Signer, failed: Callable[[Frame, BaseException], None]
+        self,
+        broker: Broker,
+        backend: Backend,
+        signer: Signer,
+        stored: StoredBlobs,
+        failed: Callable[[Frame, BaseException], None],
     ) -> None:
         self.broker = broker
         self.backend = backend
         self.signer = signer
         self._failed = failed
         self._queues: set[str] = set()
-        self._stored: dict[str, float] = {}
+        self._stored = stored
         self._unsent: list[tuple[Envelope, Frame]] = []
         self._lock = threading.Lock()
 
@@ -124,8 +128,8 @@ class Publisher:
         return Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay)
 
     def _put(self, key: str, purpose: bytes, body: bytes) -> None:
-        if time.monotonic() < self._stored.get(key, 0.0):
+        if key in self._stored:
             return
         self.backend.put_blob(key, self.signer.seal(purpose, body))
         if purpose == CODE:  # the same with every frame; arguments come once
-            self._stored[key] = time.monotonic() + _STORED_SECONDS
+            self._stored.add(key)

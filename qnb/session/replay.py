@@ -18,8 +18,8 @@ from qnb.codec.references import Call, Reference, dumps_referring, load_value, l
 from qnb.codec.signing import BLOB, OUTCOMES
 from qnb.errors import QnbError
 from qnb.message import DONE, Blob, Outcomes, task_id
+from qnb.session.attach import load_code
 from qnb.session.batch import Batch
-from qnb.session.runs import load_code
 from qnb.session.stream import REPLAY_BYTES
 
 if TYPE_CHECKING:

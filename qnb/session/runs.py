@@ -1,4 +1,4 @@
-"""Runs belong to the backend: written down when they start, listed, and given back as a Batch in another kernel."""
+"""Runs belong to the backend: what is written down of each when it starts."""
 
 from __future__ import annotations
 
@@ -6,44 +6,33 @@ import logging
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from qnb.backends.base import Backend
-from qnb.backends.schedules import Schedules
 from qnb.codec.functions import source_of
 from qnb.codec.parts import part_bytes
-from qnb.codec.pickling import loads
 from qnb.codec.references import (
-    REFERRING,
     Referable,
     Reference,
-    decode_referring,
     dumps_referring,
     encode_referring,
-    loads_referring,
 )
-from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN, Signer
+from qnb.codec.signing import BLOB, CODE, RUN
 from qnb.errors import (
     CannotPickle,
     ConfigurationError,
-    MessageError,
     PayloadTooLarge,
     QnbError,
     StorageFull,
-    UnknownTask,
 )
-from qnb.message import DONE, STATES, Function, Outcomes, RunRecord, ValueOf, task_id
+from qnb.message import RunRecord, ValueOf, task_id
 from qnb.session.batch import Batch
-from qnb.session.options import TaskOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from qnb.session.session import Session
     from qnb.session.stream import Stream
@@ -51,17 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 64 * 2**20  # of a run's arguments; above, `retry` has to be asked of the session that made it
-FOLLOW_SECONDS = 10.0
-RENEW_SECONDS = 3.0
 STREAM_SECONDS = 1.0
-APPEAR_SECONDS = 2.0  # a record is written a moment after its run has begun
 SCHEDULE = "schedule"
 TICKS_OPEN = 1000  # of a schedule: ticks before that have ended, or their outcomes have expired
-TICKS_SECONDS = 0.5
-_COUNTED = ("done", "failed", "cancelled", "lost")
-_OVER_KEPT = 10_000
-# By backend: how the calls of runs that are over ended, which never changes.
-_over: weakref.WeakKeyDictionary[Backend, dict[tuple[str, int], dict[str, int]]] = weakref.WeakKeyDictionary()
 
 
 class Detail(msgspec.Struct, frozen=True):
@@ -74,6 +55,7 @@ class Detail(msgspec.Struct, frozen=True):
     labels: list[str]
     names: list[str]
     parts: list[str] = []
+    by_name: bool = False  # of a function that workers import, who may open no pickle
 
 
 class Past(Referable):
@@ -204,7 +186,8 @@ class Recorder:
         self, run: Batch | Stream, kind: str, function: Any, count: int, columns: tuple[list[str], list[str], list[str]]
     ) -> None:
         session, shipped, options = self._session, run.function, run.options
-        detail = Detail(shipped.hash, shipped.is_async, source_of(function), asdict(options), *columns)
+        by_name = isinstance(run, Batch) and run.by_name
+        detail = Detail(shipped.hash, shipped.is_async, source_of(function), asdict(options), *columns, by_name)
         data = session.signer.pack(RUN, detail)
         name = options.name or shipped.name
         session.backend.save_run(RunRecord(run.run, kind, name, count, run.created_at, session.name, data))
@@ -238,190 +221,3 @@ class Recorder:
             parts.append(f"{batch.run}-args-{len(parts)}")
             backend.put_blob(parts[-1], signer.seal(BLOB, (arguments or b"")[start : start + most]))
         return parts
-
-
-def attach(session: Session, run: str) -> Batch:
-    """The Batch of a run in the backend: filled with the outcomes there are, and following what is to come.
-
-    UnknownTask when nobody knows the run, BadSignature when it was signed with another key.
-    """
-    with session.attaching:
-        here: Any = session.collector.sinks.get(run) or session.batches.get(run)
-        if isinstance(here, Batch):
-            return here
-        record = _find(session.backend, run)
-        batch = _load(session, record)
-        if record.kind == SCHEDULE:
-            return ticks(session, batch, record)
-        if not len(batch):
-            return batch
-        if here is not None:  # this session's own submits: their futures are told, this is filled from the backend
-            follow: Callable[[], None] = partial(_read, session, batch)
-        else:
-            follow = partial(tell_here, session, batch)
-            session.collector.expect(batch, len(batch), followed=True)
-    try:
-        _read(session, batch) if here is not None else session.collector.fetch(run)
-        if not batch.over:
-            # Told first, then read once more: whatever is stored after the reading is told.
-            follow()
-            _read(session, batch) if here is not None else session.collector.fetch(run)
-    except BaseException:
-        if here is None:
-            session.collector.forget(batch)
-        raise
-    if not batch.over:
-        arguments = (session, batch, follow, RENEW_SECONDS if here is None else 0.5)
-        threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{run}", daemon=True).start()
-    return batch
-
-
-def _load(session: Session, record: RunRecord) -> Batch:
-    """A Batch as the record tells it, all of it open."""
-    run = record.run
-    detail = session.signer.unpack(RUN, record.data, Detail)
-    function = Function(detail.hash, record.name, None, detail.is_async)
-    parameters = _parameters(session, detail)
-    batch = Batch(session, run, function, parameters, record.count or 0, TaskOptions(**detail.options))
-    batch.created_at, batch.source, batch.names = record.created_at, detail.source, tuple(detail.names)
-    batch.incomplete = (bool(detail.labels) and not parameters) or record.kind == "submits"
-    batch.sent(0, len(batch), record.created_at)
-    return batch
-
-
-def _read(session: Session, batch: Batch) -> None:
-    for record in session.backend.fetch_many(batch.run, batch.missing()):
-        batch.absorb(session.signer.unpack(OUTCOMES, record.data, Outcomes))
-
-
-def ticks(session: Session, batch: Batch, record: RunRecord) -> Batch:
-    """The Batch of what a schedule has fired so far: filled from the backend until all of that is over."""
-    from qnb.session.schedules import complete
-
-    complete(session, batch, record)
-    _read(session, batch)
-    expired = UnknownTask("this tick was fired so long ago that its outcome is no longer kept")
-    latest = max(0, len(batch) - TICKS_OPEN)
-    claimed = {tick.number for tick in Schedules(session.backend, session.signer).fired(batch.run, latest)}
-    for first, count in batch.missing():
-        for index in range(first, first + count):
-            if index < latest or index not in claimed:  # a claim is kept as long as an outcome
-                batch.fail(index, 1, expired)
-    if not batch.over:
-        arguments = (session, batch, partial(_read, session, batch), TICKS_SECONDS)
-        threading.Thread(target=_follow, args=arguments, name=f"qnb-follow-{batch.run}", daemon=True).start()
-    return batch
-
-
-def tell_here(session: Session, batch: Batch) -> None:
-    """Have workers tell this session, too, what becomes of a run; for a while."""
-    arguments = {"run": batch.run, "peer": session.peer, "seconds": FOLLOW_SECONDS}
-    session.control.tell([("follow", arguments)])
-
-
-def _follow(session: Session, batch: Batch, follow: Callable[[], None], seconds: float) -> None:
-    """Do that again and again until the run is over."""
-    changed = threading.Event()
-    stop = batch.on_change(lambda: changed.set() if batch.over else None)
-    while not batch.over and not changed.wait(seconds) and not session.closed:
-        try:
-            follow()
-        except QnbError as error:
-            log.warning("cannot follow run %s just now: %s", batch.run, error)
-    stop()
-
-
-def appears(backend: Backend, run: str, seconds: float) -> bool:
-    """Whether a run is written down within so long."""
-    try:
-        _find(backend, run, seconds)
-    except UnknownTask:
-        return False
-    return True
-
-
-def _find(backend: Backend, run: str, seconds: float = APPEAR_SECONDS) -> RunRecord:
-    deadline = time.monotonic() + seconds
-    while (record := backend.load_run(run)) is None:
-        if time.monotonic() > deadline:
-            raise UnknownTask(f"no run {run!r} in {backend.url}: session.runs() lists those that are there")
-        time.sleep(0.05)
-    return record
-
-
-def _parameters(session: Session, detail: Detail) -> list[tuple[str, list[Any]]]:
-    if not detail.parts:
-        return []
-    sealed = [session.backend.get_blob(part) for part in detail.parts]
-    if None in sealed:
-        return []
-    data = b"".join(session.signer.unseal(BLOB, part) for part in sealed if part is not None)
-    if data[:1] == REFERRING:
-        [(pickled, references)] = decode_referring(data)
-        columns = loads_referring(pickled, [Past(reference) for reference in references])
-    else:
-        columns = loads(data)
-    return list(zip(detail.labels, columns, strict=True))
-
-
-def load_code(session: Session, function: Function) -> Function:
-    """The function with its code, from the blob store when it is not here."""
-    if function.code is not None:
-        return function
-    sealed = session.backend.get_blob(function.hash.hex())
-    if sealed is None:
-        raise QnbError(f"the code of {function.name} is no longer in {session.backend_url}: define and run it anew")
-    return msgspec.structs.replace(function, code=session.signer.unseal(CODE, sealed))
-
-
-def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
-    """The newest runs: a row each, indexed by run id: kind, name, version, calls, a count for each way to end, open,
-    created_at (UTC) and session."""
-    import pandas as pd
-
-    rows = [_row(backend, signer, record) for record in backend.list_runs(limit)]
-    columns = ["run", "kind", "name", "version", "calls", *_COUNTED, "open", "created_at", "session"]
-    frame = pd.DataFrame(rows, columns=columns).set_index("run")
-    frame["created_at"] = pd.to_datetime(frame["created_at"], unit="s", utc=True)
-    return frame
-
-
-def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]:
-    try:
-        version = signer.unpack(RUN, record.data, Detail).hash.hex()[:8]
-    except MessageError:  # of someone with another key; what it says of itself is shown as it is
-        version = "another key"
-    calls = record.count or 0
-    counts = dict.fromkeys(_COUNTED, 0) if version == "another key" else _counts_of(backend, signer, record.run, calls)
-    left = max(0, calls - sum(counts.values()))
-    if record.kind == SCHEDULE:  # what is older has expired
-        left = min(left, TICKS_OPEN)
-    return (
-        record.run, record.kind, record.name, version, calls, *counts.values(), left, record.created_at, record.session
-    )  # fmt: skip
-
-
-def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[str, int]:
-    """How its calls ended. That takes reading all its outcomes, which is done once when all have ended."""
-    over = _over.setdefault(backend, {})
-    counts = over.get((run, calls))
-    if counts is None:
-        counts = _counts(backend.fetch_many(run), signer)
-        if sum(counts.values()) >= calls:
-            if len(over) >= _OVER_KEPT:
-                over.clear()
-            over[run, calls] = counts
-    return counts
-
-
-def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
-    counts = dict.fromkeys(_COUNTED, 0)
-    for stored in records:
-        try:
-            states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
-        except MessageError:  # of someone with another key, or altered: whoever attaches is told
-            continue
-        for code in set(states) or {DONE}:
-            counts[STATES[code]] += states.count(code) if states else stored.count
-    return counts
-

@@ -22,12 +22,11 @@ from qnb.brokers.base import Presence
 from qnb.codec.archives import Shipments
 from qnb.codec.functions import Named, Shipper, parameter_names
 from qnb.codec.kept import Kept
-from qnb.codec.outcomes import gaps
 from qnb.codec.parts import get_object
 from qnb.codec.references import Referable
 from qnb.codec.signing import BLOB, ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
-from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Blob, Frame, Function, split_task_id
+from qnb.message import DEFAULT_QUEUE, SESSION_PREFIX, WORKER_PREFIX, Blob, Frame, Function
 from qnb.session.aside import Aside
 from qnb.session.batch import Batch
 from qnb.session.calls import as_function, pack_call
@@ -36,8 +35,10 @@ from qnb.session.future import Future
 from qnb.session.options import TaskOptions
 from qnb.session.outbox import Outbox
 from qnb.session.publisher import Publisher
+from qnb.session.revocations import Revocations
 from qnb.session.runs import Recorder
 from qnb.session.sizes import Sizes
+from qnb.session.stored import StoredBlobs
 from qnb.session.task import Task
 from qnb.session.watch import Watch
 
@@ -106,6 +107,21 @@ class Session(concurrent.futures.Executor):
         self.peer = SESSION_PREFIX + self.id
         self.signer = Signer(secret, encrypt=encrypt)
         self._run_mark = ENCRYPTED if encrypt else ""
+        self._connect(url, backend_url)
+        self._equip()
+        embedded = self.broker.scheme in ("sqlite", "memory")
+        count = workers if workers is not None else settings.cpu_count() if embedded else 0
+        if embedded or count:
+            self.inbox.beat()  # local workers look for sessions, and end when there are none
+        self._start_workers = self._starter((url, backend_url), secret, count)
+        self._local_count = count
+        self._workers: Any = self._start_workers() if count else None
+        self.outbox = Outbox(self, beats=embedded or count > 0)
+        global _current
+        _current = weakref.ref(self)
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def _connect(self, url: str, backend_url: str) -> None:
         self.broker = registry.open_broker(url)
         try:
             self.backend = registry.open_backend(backend_url)
@@ -114,42 +130,33 @@ class Session(concurrent.futures.Executor):
             raise
         self.bus = self.broker.bus()
         self.inbox = self.bus.join(self.peer)
+
+    def _equip(self) -> None:
         watch = Watch(self)
         self.collector = Collector(self.inbox, self.bus, self.backend, self.signer, watch.look)
         self.collector.ask_again = watch.ask_again
-        self.aside = Aside(self.backend, self.signer, self.broker.features.limits.message_bytes)
+        stored = StoredBlobs(self.backend)
+        self.aside = Aside(self.backend, self.signer, self.broker.features.limits.message_bytes, stored)
         self.sizes = Sizes()
-        self.publisher = Publisher(self.broker, self.backend, self.signer, self._publish_failed)
+        self.publisher = Publisher(self.broker, self.backend, self.signer, stored, self._publish_failed)
         self.recorder = Recorder(self)
-        self.revocations: list[tuple[str, int, int]] = []
-        self.told: set[str] = set()  # names of workers that know of all of these
+        self.revocations = Revocations(self)
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
-        self.keyed: dict[str, Batch] = {}
+        self.keyed: dict[str, Batch] = {}  # by run: of the latest submits with a key
         self.attaching = threading.Lock()
-        self._shipments = Shipments(self._put_archive if self.backend.blobs else None, self.broker.scheme == "memory")
+        put = self._put_archive if self.backend.blobs else None
+        self._shipments = Shipments(put, stored.seconds, at_home=self.broker.scheme == "memory")
         self._shipper = Shipper(self._shipments)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._workers: Any = None
-        embedded = self.broker.scheme in ("sqlite", "memory")
-        count = workers if workers is not None else settings.cpu_count() if embedded else 0
-        beats = embedded or count > 0
-        if beats:
-            self.inbox.beat()  # local workers look for sessions, and end when there are none
-        self._local_count = count
 
+    def _starter(self, urls: tuple[str, str], secret: bytes, count: int) -> Callable[[], Any]:
         def start_workers() -> Any:  # no partial: its repr would show the key
             from qnb.session import local  # and with it subprocess, which most sessions never need
 
-            return local.start(self.broker, self.backend, (url, backend_url), secret, queue, count)
+            return local.start(self.broker, self.backend, urls, secret, self.queue, count)
 
-        self._start_workers = start_workers
-        if count:
-            self._workers = self._start_workers()
-        self.outbox = Outbox(self, beats=beats)
-        global _current
-        _current = weakref.ref(self)
-        atexit.register(_close_at_exit, weakref.ref(self))
+        return start_workers
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queue {self.queue!r}"
@@ -331,7 +338,7 @@ class Session(concurrent.futures.Executor):
 
     def repeat(self, batch: Batch, indices: list[int]) -> Batch:
         """A new batch of some calls of another."""
-        from qnb.session.runs import load_code
+        from qnb.session.attach import load_code
 
         if indices and batch.incomplete:
             raise QnbError(f"the arguments of run {batch.run} were not kept: submit these calls again where they are")
@@ -411,32 +418,7 @@ class Session(concurrent.futures.Executor):
 
     def cancel_calls(self, spans: Sequence[tuple[str, int, int]], terminate: bool = False) -> None:
         """Make sure that these calls never start; with `terminate` kill those that run."""
-        self.flush()
-        # In this order nobody slips through: a worker that starts now reads the tombstones after it is present.
-        self.backend.revoke_many(spans)
-        asked = [peer.peer.removeprefix(WORKER_PREFIX) for peer in self.bus.peers(WORKER_PREFIX)]
-        replies = self.control.revoke_spans(spans, terminate=terminate, to=asked)
-        if not self.backend.blobs:  # no backend remembers it: workers that come later are told by this session
-            self.revocations += spans
-            self.told |= set(asked)
-        if len(replies) < len(asked) or getattr(self.bus, "mute", False):
-            return  # one that does not answer, or cannot be seen, may be running them: its own outcome tells
-        running = [split_task_id(task) for reply in replies.values() for task in reply.get("running", ())]
-        for run, first, count in spans:
-            sink: Any = self.collector.sinks.get(run)
-            if sink is None:
-                continue
-            on = [(index, 1) for run_of, index in running if run_of == run]
-            for start, length in gaps(first, count, on):
-                self.collector.settled(sink, sink.cancelled(start, length))
-
-    def tell_revocations(self) -> None:
-        """Where results travel, revocations do too: tell those workers that have come since."""
-        new = [peer.peer for peer in self.bus.peers(WORKER_PREFIX)]
-        new = [peer for peer in new if peer.removeprefix(WORKER_PREFIX) not in self.told]
-        if new:
-            self.control.tell([("revoke", {"spans": self.revocations, "remember": False})], new)
-            self.told |= {peer.removeprefix(WORKER_PREFIX) for peer in new}
+        self.revocations.add(spans, terminate)
 
     def state(self, id: str) -> str:
         """The state of a task by its id, of another session too once it is over; "unknown" when nobody knows it."""
@@ -449,7 +431,7 @@ class Session(concurrent.futures.Executor):
     def runs(self, limit: int = 100) -> pd.DataFrame:
         """The newest runs in the backend, of all sessions: kind, name, version, calls, a count for each way to end,
         open, created_at (UTC), session; index = run id."""
-        from qnb.session.runs import table
+        from qnb.session.history import table
 
         return table(self.backend, self.signer, limit)
 
@@ -458,7 +440,7 @@ class Session(concurrent.futures.Executor):
 
         It can be cancelled and retried. UnknownTask when the backend has no such run.
         """
-        from qnb.session.runs import attach
+        from qnb.session.attach import attach
 
         return attach(self, run)
 

@@ -52,6 +52,10 @@ def fail(text):
     raise Odd(text)
 
 
+def measure(text):
+    raise Odd(len(text))
+
+
 def thing():
     return {1, 2}
 
@@ -114,6 +118,16 @@ def test_many_by_name(narrow: qnb.Session) -> None:
     task = narrow.task("only_tasks.add", retries=1)
     assert task.submit(1).result(SECONDS) == 2
     assert narrow.sweep("only_tasks.add", {"a": [1, 2], "b": [3]}).results(SECONDS) == [4, 5]
+
+
+def test_a_run_that_was_attached_is_retried(narrow: qnb.Session) -> None:
+    """Its large argument still travels with each call: who goes by names opens no pickle."""
+    batch = narrow.map("only_tasks.measure", ["a long text " * 10_000] * 3)
+    batch.wait(SECONDS)
+    with qnb.Session(narrow.full_broker_url, workers=0) as other:
+        again = other.attach(batch.run).retry()
+        assert again.wait(SECONDS)
+        assert {str(again[index].exception()) for index in range(3)} == {"only_tasks.Odd: 120000"}
 
 
 def test_what_can_be_imported_here_too(narrow: qnb.Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import qnb
 from qnb.codec import archives, pickling
 from qnb.codec.code import Archive
+from tests.contract.conftest import until
 
 BROKERS = ("memory", "sqlite", "redis", "amqp")
 SECONDS = 20.0
@@ -166,6 +167,17 @@ def test_it_travels_by_the_blob_store(session: qnb.Session, kind: str, name: str
         assert session.backend.get_blob(archive.hash) is not None
     else:
         assert len(shipped.code or b"") > 300_000
+
+
+def test_an_archive_is_put_again_before_it_expires(environment: None, name: str, tmp_path: Path) -> None:
+    write(tmp_path / f"{name}.py", "def f():\n    return 3\n")
+    place = f"sqlite:///{tmp_path}/place.db"
+    with qnb.Session(place, backend=f"{place}?expires=2", workers=0) as session:
+        session.ship(tmp_path / f"{name}.py")
+        [digest] = session.ships_now()
+        until(lambda: session.backend.get_blob(digest) is None)
+        session.submit(by_name(name))
+        assert session.backend.get_blob(digest) is not None
 
 
 def test_too_large(session: qnb.Session, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from qnb.codec.signing import Signer
 from qnb.message import ValueOf
 from qnb.session.aside import LARGE_BYTES, SHARED_BYTES, Aside, Memo
 from qnb.session.runs import Past
+from qnb.session.stored import StoredBlobs
 
 FLOATS = [float(i) for i in range(SHARED_BYTES // 4)]
 
@@ -23,7 +24,7 @@ FLOATS = [float(i) for i in range(SHARED_BYTES // 4)]
 @pytest.fixture
 def aside(tmp_path: Path) -> Iterator[Aside]:
     backend = SqlBackend(f"sqlite:///{tmp_path}/q.db")
-    yield Aside(backend, Signer(b"the key of these tests, used for nothing else"), None)
+    yield Aside(backend, Signer(b"the key of these tests, used for nothing else"), None, StoredBlobs(backend))
     backend.close()
 
 

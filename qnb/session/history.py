@@ -1,0 +1,74 @@
+"""The runs in the backend, as a table."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from qnb.backends.base import Backend
+from qnb.codec.signing import OUTCOMES, RUN, Signer
+from qnb.errors import MessageError
+from qnb.message import DONE, STATES, Outcomes, RunRecord
+from qnb.session.runs import SCHEDULE, TICKS_OPEN, Detail
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COUNTED = ("done", "failed", "cancelled", "lost")
+_OVER_KEPT = 10_000
+# By backend: how the calls of runs that are over ended, which never changes.
+_over: weakref.WeakKeyDictionary[Backend, dict[tuple[str, int], dict[str, int]]] = weakref.WeakKeyDictionary()
+
+
+def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
+    """The newest runs: a row each, indexed by run id: kind, name, version, calls, a count for each way to end, open,
+    created_at (UTC) and session."""
+    import pandas as pd
+
+    rows = [_row(backend, signer, record) for record in backend.list_runs(limit)]
+    columns = ["run", "kind", "name", "version", "calls", *_COUNTED, "open", "created_at", "session"]
+    frame = pd.DataFrame(rows, columns=columns).set_index("run")
+    frame["created_at"] = pd.to_datetime(frame["created_at"], unit="s", utc=True)
+    return frame
+
+
+def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]:
+    try:
+        version = signer.unpack(RUN, record.data, Detail).hash.hex()[:8]
+    except MessageError:  # of someone with another key; what it says of itself is shown as it is
+        version = "another key"
+    calls = record.count or 0
+    counts = dict.fromkeys(_COUNTED, 0) if version == "another key" else _counts_of(backend, signer, record.run, calls)
+    left = max(0, calls - sum(counts.values()))
+    if record.kind == SCHEDULE:  # what is older has expired
+        left = min(left, TICKS_OPEN)
+    return (
+        record.run, record.kind, record.name, version, calls, *counts.values(), left, record.created_at, record.session
+    )  # fmt: skip
+
+
+def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[str, int]:
+    """How its calls ended. That takes reading all its outcomes, which is done once when all have ended."""
+    over = _over.setdefault(backend, {})
+    counts = over.get((run, calls))
+    if counts is None:
+        counts = _counts(backend.fetch_many(run), signer)
+        if sum(counts.values()) >= calls:
+            if len(over) >= _OVER_KEPT:
+                over.clear()
+            over[run, calls] = counts
+    return counts
+
+
+def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
+    counts = dict.fromkeys(_COUNTED, 0)
+    for stored in records:
+        try:
+            states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
+        except MessageError:  # of someone with another key, or altered: whoever attaches is told
+            continue
+        for code in set(states) or {DONE}:
+            counts[STATES[code]] += states.count(code) if states else stored.count
+    return counts
+
