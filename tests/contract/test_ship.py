@@ -15,7 +15,6 @@ import pytest
 import qnb
 from qnb.codec import archives, pickling
 from qnb.codec.code import Archive
-from tests.contract.conftest import until
 
 BROKERS = ("memory", "sqlite", "redis", "amqp")
 SECONDS = 20.0
@@ -169,15 +168,15 @@ def test_it_travels_by_the_blob_store(session: qnb.Session, kind: str, name: str
         assert len(shipped.code or b"") > 300_000
 
 
-def test_an_archive_is_put_again_before_it_expires(environment: None, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (3600.0, 1)])
+def test_an_archive_is_put_again_before_it_expires(name: str, tmp_path: Path, seconds: float, times: int) -> None:
     write(tmp_path / f"{name}.py", "def f():\n    return 3\n")
-    place = f"sqlite:///{tmp_path}/place.db"
-    with qnb.Session(place, backend=f"{place}?expires=2", workers=0) as session:
-        session.ship(tmp_path / f"{name}.py")
-        [digest] = session.ships_now()
-        until(lambda: session.backend.get_blob(digest) is None)
-        session.submit(by_name(name))
-        assert session.backend.get_blob(digest) is not None
+    put: list[str] = []
+    shipments = archives.Shipments(lambda digest, data: put.append(digest), seconds)
+    shipments.add(tmp_path / f"{name}.py")
+    for _ in range(2):
+        [archive] = shipments.current(look=True)
+    assert put == [archive.hash] * times
 
 
 def test_too_large(session: qnb.Session, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
