@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.services import Services
+from tests.services import LINES, Services
 
 # How long an example takes is the machine's doing, and several tests run on it at once.
 settings.register_profile("qnb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("qnb")
-LINES = pytest.StashKey[list[str]]()
 
 
 # Servers that take long to start, and much to keep: all their tests run in one process of xdist, so that each is

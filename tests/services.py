@@ -35,6 +35,7 @@ from tests.servers.sqs import SqsServer
 from tests.servers.zookeeper import DurableZookeeper, ZookeeperServer
 
 ServerType = TypeVar("ServerType", bound=Server)
+LINES = pytest.StashKey[list[str]]()  # of pytest's config: what is said of each server in the end
 
 
 def with_options(url: str, **options: object) -> str:

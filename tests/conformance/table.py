@@ -17,8 +17,7 @@ import pytest
 from qnb import registry
 from qnb.features import Features
 from qnb.monitor.brokers import as_json
-from tests.conftest import LINES
-from tests.services import BROKERS
+from tests.services import BROKERS, LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "brokers.md"]

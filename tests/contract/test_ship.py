@@ -168,7 +168,7 @@ def test_it_travels_by_the_blob_store(session: qnb.Session, kind: str, name: str
         assert len(shipped.code or b"") > 300_000
 
 
-@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (3600.0, 1)])
+@pytest.mark.parametrize("seconds, times", [(0.0, 3), (3600.0, 1)])
 def test_an_archive_is_put_again_before_it_expires(name: str, tmp_path: Path, seconds: float, times: int) -> None:
     write(tmp_path / f"{name}.py", "def f():\n    return 3\n")
     put: list[str] = []

@@ -54,6 +54,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_command_that_makes_the_table_can_start_pytest() -> None:
+    """Which warns, and ends with it, of plugins that were imported before."""
+    code = "import sys, pytest, tests.conformance.table; sys.exit(pytest.main(['--collect-only', '-q', sys.argv[1]]))"
+    command = [sys.executable, "-c", code, "tests/conformance/test_features.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("site")  # which is built once
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
