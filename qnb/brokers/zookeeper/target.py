@@ -32,7 +32,6 @@ _OPTIONS = frozenset(
         "keyfile_password",
         "verify_certs",
         "check_hostname",
-        "expires",
     ]
 )
 
