@@ -49,8 +49,8 @@ def submit(
         # first outcome stored wins.
         log.warning("the first submit with key %r was not finished: submitted again", options.key)
         batch = _batch(session, run, function, options, (args, kwargs))
+    session.batches[run] = batch  # first: whoever finds the record in another thread is to find this batch
     session.recorder.save_now(batch, "submit", function)
-    session.batches[run] = batch
     session.send(batch, 1)
     return _kept(session, batch)[0]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qnb
+from qnb.message import RunRecord
 from tests.contract.conftest import Gate, run_python, until
 
 SECONDS = 20.0
@@ -213,6 +216,29 @@ def test_a_key_whose_first_submit_never_came(
     run = keyed._claim(session, str(tmp_path), session.new_run())
     future = session.task(abs).options(key=str(tmp_path)).submit(-5)
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
+
+
+def test_a_key_of_two_threads_at_once(
+    session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes when the run of the first is written down, and not sent yet: there is one batch of it."""
+    written, go = threading.Event(), threading.Event()
+    save = session.backend.save_run
+
+    def save_slowly(record: RunRecord) -> None:
+        save(record)
+        written.set()
+        assert go.wait(SECONDS)
+
+    monkeypatch.setattr(session.backend, "save_run", save_slowly)
+    once = session.task(abs).options(key=f"two threads of {tmp_path}")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(once.submit, -1)
+        assert written.wait(SECONDS)
+        second = once.submit(-2)
+        go.set()
+        assert first.result(SECONDS) is second
+    assert second.result(SECONDS) == 1
 
 
 def test_wrong_keys(session: qnb.Session) -> None:
