@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import qnb
+from qnb.errors import StorageFull
 from qnb.message import RunRecord
 from tests.contract.conftest import Gate, run_python, until
 
@@ -216,6 +218,39 @@ def test_a_key_whose_first_submit_never_came(
     run = keyed._claim(session, str(tmp_path), session.new_run())
     future = session.task(abs).options(key=str(tmp_path)).submit(-5)
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
+
+
+def test_a_key_is_free_again_when_its_run_is_forgotten(session: qnb.Session, tmp_path: Path) -> None:
+    once = session.task(abs).options(key=f"forgotten of {tmp_path}")
+    first = once.submit(-1)
+    assert first.result(SECONDS) == 1
+    other = session.submit(abs, -3)
+    session.forget(other.id.rpartition(":")[0])
+    assert once.submit(-2) is first
+    session.forget(first.id.rpartition(":")[0])
+    began = time.monotonic()
+    again = once.submit(-2)
+    assert again.result(SECONDS) == 2
+    assert again.id != first.id
+    assert time.monotonic() - began < 5, "nobody waits for a run that was forgotten"
+
+
+@pytest.mark.parametrize("fault", [StorageFull, qnb.BackendUnavailable])
+def test_a_key_is_free_again_when_its_submit_cannot_be_sent(
+    session: qnb.Session, sister: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    """Whoever comes next would wait for a call that nobody has."""
+
+    def refuse(_envelopes: object) -> None:
+        raise fault("as asked")
+
+    once = session.task(abs).options(key=f"unsent of {tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.broker, "publish_many", refuse)
+        with pytest.raises(fault, match="as asked"):
+            once.submit(-1).result(SECONDS)
+    assert sister.task(abs).options(key=f"unsent of {tmp_path}").submit(-2).result(SECONDS) == 2
+    assert once.submit(-3).result(SECONDS) == 2
 
 
 def test_a_key_of_two_threads_at_once(
