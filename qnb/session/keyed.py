@@ -13,7 +13,7 @@ from qnb.errors import MessageError, QnbError, Unsupported
 from qnb.message import Stored
 from qnb.session.attach import appears
 from qnb.session.batch import Batch
-from qnb.session.future import Future
+from qnb.session.future import Future, is_small
 from qnb.session.options import TaskOptions
 from qnb.session.runs import Detail
 
@@ -61,11 +61,18 @@ def submit(
 
 
 def _kept(session: Session, batch: Batch) -> Batch:
-    """Kept alive for a while: the same future for the same key, so that its output is shown once."""
-    session.keyed[batch.run] = batch
-    if len(session.keyed) > KEPT:
-        session.keyed.pop(next(iter(session.keyed)), None)
+    """Kept alive for a while: the same future for the same key, so that its output is shown once. Of those that are
+    over only small ones, or a hundred large results would stay for nobody."""
+    with session.attaching:
+        for run, old in list(session.keyed.items()):
+            if len(session.keyed) >= KEPT or (old.over and not _is_small(old)):
+                session.keyed.pop(run, None)
+        session.keyed[batch.run] = batch
     return batch
+
+
+def _is_small(batch: Batch) -> bool:
+    return is_small((batch.value(), batch.data.displays, [values for _, values in batch.parameters]))
 
 
 def _name(key: str) -> str:

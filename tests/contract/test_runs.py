@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -274,6 +276,22 @@ def test_a_key_of_two_threads_at_once(
         go.set()
         assert first.result(SECONDS) is second
     assert second.result(SECONDS) == 1
+
+
+def test_large_results_of_keys_do_not_stay(session: qnb.Session, tmp_path: Path) -> None:
+    """Small ones do, for their futures are to be the same again."""
+    small = session.task(abs).options(key=f"small of {tmp_path}")
+    first = small.submit(-1)
+    assert first.result(SECONDS) == 1
+    large = session.task(bytes).options(key=f"large of {tmp_path}").submit(1 << 20)
+    assert len(large.result(SECONDS)) == 1 << 20
+    kept = weakref.ref(large)
+    del large
+    second = session.task(abs).options(key=f"after those of {tmp_path}").submit(-2)
+    assert second.result(SECONDS) == 2
+    gc.collect()
+    assert kept() is None
+    assert small.submit(-1) is first
 
 
 def test_wrong_keys(session: qnb.Session) -> None:
