@@ -456,12 +456,13 @@ class Session(concurrent.futures.Executor):
         return self.recorder.newest
 
     def forget(self, run: str) -> None:
-        """Remove a run, its outcomes and its arguments from the backend."""
-        from qnb.session import keyed
+        """Remove a run, its outcomes and its arguments from the backend; its key, if it has one, is free again.
 
-        keyed.release(self, run)
-        self.backend.forget_run(run)
-        self.backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
+        What was put aside for its size may be others' too, and goes when it expires.
+        """
+        from qnb.session.history import forget
+
+        forget(self, run)
         self.batches.pop(run, None)
 
     @property

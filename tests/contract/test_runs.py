@@ -222,6 +222,17 @@ def test_a_key_whose_first_submit_never_came(
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
 
 
+def test_a_run_that_is_forgotten_leaves_no_arguments(session: qnb.Session) -> None:
+    batch = session.map(len, ["nobody else's business", "x"])
+    assert batch.results(SECONDS) == [22, 1]
+    arguments = f"{batch.run}-args-0"
+    until(lambda: session.backend.get_blob(arguments))
+    until(lambda: session.backend.load_run(batch.run))
+    session.forget(batch.run)
+    assert session.backend.get_blob(arguments) is None
+    assert session.backend.load_run(batch.run) is None
+
+
 def test_a_key_is_free_again_when_its_run_is_forgotten(session: qnb.Session, tmp_path: Path) -> None:
     once = session.task(abs).options(key=f"forgotten of {tmp_path}")
     first = once.submit(-1)
