@@ -222,6 +222,19 @@ def test_a_key_whose_first_submit_never_came(
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
 
 
+def test_a_map_that_is_not_sent_to_its_end(session: qnb.Session, sister: qnb.Session) -> None:
+    """Its last call cannot travel, and many were sent before: none of them stays open for those who attach."""
+    with pytest.raises(qnb.CannotPickle, match="lock"):
+        session.map(halve, [*range(200), threading.Lock()], chunksize=1)
+    run = session.newest_run()
+    assert run is not None
+    batch = sister.attach(run)
+    assert batch.wait(SECONDS)
+    assert set(batch.counts) <= {"done", "cancelled"}
+    assert batch[200].state == "cancelled"
+    assert _listed(session, run).loc[run]["open"] == 0
+
+
 def test_a_run_that_is_forgotten_leaves_no_arguments(session: qnb.Session) -> None:
     batch = session.map(len, ["nobody else's business", "x"])
     assert batch.results(SECONDS) == [22, 1]
