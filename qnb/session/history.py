@@ -40,7 +40,7 @@ def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
 
 
 def forget(session: Session, run: str) -> None:
-    """Remove it from the backend, and its arguments from there."""
+    """Remove it from the backend, and its arguments from there. What was cancelled of it stays so."""
     keyed.release(session, run)
     backend, record = session.backend, session.backend.load_run(run)
     if record is not None and (drop := getattr(backend, "forget_blobs", None)) is not None:
@@ -48,7 +48,9 @@ def forget(session: Session, run: str) -> None:
             drop(session.signer.unpack(RUN, record.data, Detail).parts)
         except MessageError as error:  # of someone with another key: nobody can tell what its arguments are called
             log.debug("run %s: %s", run, error)
+    cancelled = [span for span in backend.revoked() if span[0] == run]
     backend.forget_run(run)
+    backend.revoke_many(cancelled)  # they may be queued still, and are never to start
     backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
 
 

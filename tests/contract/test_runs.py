@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import threading
@@ -244,6 +245,19 @@ def test_a_run_that_is_forgotten_leaves_no_arguments(session: qnb.Session) -> No
     session.forget(batch.run)
     assert session.backend.get_blob(arguments) is None
     assert session.backend.load_run(batch.run) is None
+
+
+def test_what_was_cancelled_and_forgotten_does_not_run(tmp_path: Path) -> None:
+    """By a worker that comes later."""
+    place = f"sqlite:///{tmp_path}/q.db"
+    with contextlib.closing(qnb.Session(place, workers=0)) as first:
+        batch = first.map(lambda name: Path(name).touch(), [str(tmp_path / "ran")])
+        until(lambda: first.broker.depth("qnb"))
+        assert batch.cancel() == 1
+        first.forget(batch.run)
+    with qnb.Session(place, workers=1) as second:
+        assert second.submit(abs, -1).result(SECONDS) == 1
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_key_is_free_again_when_its_run_is_forgotten(session: qnb.Session, tmp_path: Path) -> None:
