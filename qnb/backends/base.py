@@ -51,6 +51,8 @@ class Backend(Protocol):
     def get_blob(self, key: str) -> bytes | None:
         """The bytes, or None."""
 
+    # A backend may have `forget_blobs(keys)`: drop these now. Where it has not, they go when they expire.
+
     def revoke_many(self, spans: Sequence[tuple[str, int, int]]) -> None:
         """Remember (run, first, count) as never to be started, so that workers that start later know."""
 

@@ -236,6 +236,10 @@ class CassandraBackend:
         name = f"blob:{key}"
         return self._get_chunks([name]).get(name)
 
+    def forget_blobs(self, keys: Sequence[str]) -> None:
+        query = "DELETE FROM {chunks} WHERE place = ? AND name = ?"
+        self._link.run(query, [(self.place, f"blob:{key}") for key in keys])
+
     def _put_chunks(self, named: Iterable[tuple[str, bytes]]) -> None:
         """Store bytes in pieces; the first piece last, so that where it is, all are."""
         heads = []

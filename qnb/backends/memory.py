@@ -163,6 +163,11 @@ class MemoryBackend:
             self._space.sweep(time.monotonic())
             self._space.blobs[key] = (bytes(data), time.monotonic() + self._expires)
 
+    def forget_blobs(self, keys: Sequence[str]) -> None:
+        with self._space.lock:
+            for key in keys:
+                self._space.blobs.pop(key, None)
+
     def get_blob(self, key: str) -> bytes | None:
         with self._space.lock:
             data, until = self._space.blobs.get(key, (None, 0.0))

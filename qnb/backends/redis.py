@@ -152,6 +152,9 @@ class RedisBackend:
         data: bytes | None = self._client.one("GET", f"{self.base}blob:{key}")
         return data
 
+    def forget_blobs(self, keys: Sequence[str]) -> None:
+        self._client.all([("DEL", f"{self.base}blob:{key}") for key in keys])
+
     def revoke_many(self, spans: Sequence[tuple[str, int, int]]) -> None:
         if spans:
             until = round(time.time() * 1000) + self.expires

@@ -198,6 +198,11 @@ class SqlBackend:
         rows = self._engine.rows(query, {"name": key, "now": time.time()})
         return bytes(rows[0][0]) if rows else None
 
+    def forget_blobs(self, keys: Sequence[str]) -> None:
+        if keys:
+            name = self._engine.names["blobs"]
+            self._engine.run([f"DELETE FROM {name} WHERE name = :name"], [{"name": key} for key in keys])
+
     def revoke_many(self, spans: Sequence[tuple[str, int, int]]) -> None:
         if spans:
             until = time.time() + self.expires

@@ -115,11 +115,13 @@ class Room:
         return len(found)
 
     def _drop_over(self, engine: Rows, old: float, kept: Collection[str]) -> int:
-        """All outcomes of some runs, those that ended the longest ago; how many runs."""
-        name = engine.names["outcomes"]
+        """All outcomes of some runs, those that ended the longest ago; how many runs. Their records go too, or whoever
+        attaches, or waits for one of their values, would take them for runs that are under way."""
+        name, runs = engine.names["outcomes"], engine.names["runs"]
         query = f"SELECT run FROM {name} WHERE run NOT IN (SELECT value FROM json_each(:kept)){_ONLY['outcomes']}"
         query += f" GROUP BY run HAVING max(expires_at) < :old ORDER BY max(expires_at) LIMIT {_RUNS}"
         found = [{"run": run} for (run,) in engine.rows(query, {"old": old, "kept": json.dumps(list(kept))})]
         if found:
-            engine.run([f"DELETE FROM {name} WHERE run = :run"], found)
+            engine.run([f"DELETE FROM {name} WHERE run = :run",
+                        f"DELETE FROM {runs} WHERE run = :run AND kind <> 'schedule'"], found)  # fmt: skip
         return len(found)

@@ -97,6 +97,9 @@ class TableBackend(Table):
     def get_blob(self, key: str) -> bytes | None:
         return next((value for _, value in self._rows(f"b/{_word(key)}/")), None)
 
+    def forget_blobs(self, keys: Sequence[str]) -> None:
+        self.swap([(key, row, None) for name in keys for key, row in self.scan(f"b/{_word(name)}/")])
+
     def revoke_many(self, spans: Sequence[tuple[str, int, int]]) -> None:
         self._put([(f"x/{_word(run)}/{first}/{count}", None) for run, first, count in spans], replace=True)
 

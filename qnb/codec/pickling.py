@@ -302,10 +302,13 @@ def _parts(value: Any, name: str) -> list[tuple[str, Any]]:
         parts = [(f"the global {n!r}", globals_[n]) for n in _names(code) if n in globals_]
         cells = zip(code.co_freevars, value.__closure__ or (), strict=False)
         return parts + [(f"the enclosing variable {n!r}", c.cell_contents) for n, c in cells]
+    if not name and _is_call(value):
+        args, kwargs = value
+        return [(f"argument {i!r}", v) for i, v in (*enumerate(args), *kwargs.items())]
     if isinstance(value, dict):
         return [(f"item {k!r}{of}", v) for k, v in value.items()]
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [(f"item {i}{of}" if name else f"argument {i}", v) for i, v in enumerate(value)]
+        return [(f"item {i}{of}", v) for i, v in enumerate(value)]
     if hasattr(value, "__self__") and hasattr(value, "__func__"):
         return [("the object the method is bound to", value.__self__)]
     if hasattr(value, "func") and hasattr(value, "keywords"):
@@ -314,6 +317,11 @@ def _parts(value: Any, name: str) -> list[tuple[str, Any]]:
     if isinstance(state, dict) and not isinstance(value, type):
         return [(f"attribute {k!r}{of}", v) for k, v in state.items()]
     return []
+
+
+def _is_call(value: Any) -> bool:
+    """Whether it is (args, kwargs), which is what is pickled of a call."""
+    return type(value) is tuple and [type(part) for part in value] == [tuple, dict]
 
 
 def _names(code: Any) -> list[str]:

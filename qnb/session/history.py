@@ -1,7 +1,8 @@
-"""The runs in the backend, as a table."""
+"""The runs in the backend: listed as a table, and forgotten."""
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,15 @@ from qnb.backends.base import Backend
 from qnb.codec.signing import OUTCOMES, RUN, Signer
 from qnb.errors import MessageError
 from qnb.message import DONE, STATES, Outcomes, RunRecord
+from qnb.session import keyed
 from qnb.session.runs import SCHEDULE, TICKS_OPEN, Detail
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from qnb.session.session import Session
+
+log = logging.getLogger(__name__)
 
 _COUNTED = ("done", "failed", "cancelled", "lost")
 _OVER_KEPT = 10_000
@@ -31,6 +37,21 @@ def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=columns).set_index("run")
     frame["created_at"] = pd.to_datetime(frame["created_at"], unit="s", utc=True)
     return frame
+
+
+def forget(session: Session, run: str) -> None:
+    """Remove it from the backend, and its arguments from there. What was cancelled of it stays so."""
+    keyed.release(session, run)
+    backend, record = session.backend, session.backend.load_run(run)
+    if record is not None and (drop := getattr(backend, "forget_blobs", None)) is not None:
+        try:
+            drop(session.signer.unpack(RUN, record.data, Detail).parts)
+        except MessageError as error:  # of someone with another key: nobody can tell what its arguments are called
+            log.debug("run %s: %s", run, error)
+    cancelled = [span for span in backend.revoked() if span[0] == run]
+    backend.forget_run(run)
+    backend.revoke_many(cancelled)  # they may be queued still, and are never to start
+    backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
 
 
 def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]:

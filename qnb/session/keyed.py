@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from qnb.codec.functions import Named, parameter_names
 from qnb.codec.signing import RUN
-from qnb.errors import Unsupported
+from qnb.errors import MessageError, QnbError, Unsupported
 from qnb.message import Stored
 from qnb.session.attach import appears
 from qnb.session.batch import Batch
-from qnb.session.future import Future
+from qnb.session.future import Future, is_small
 from qnb.session.options import TaskOptions
+from qnb.session.runs import Detail
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -49,23 +50,51 @@ def submit(
         # first outcome stored wins.
         log.warning("the first submit with key %r was not finished: submitted again", options.key)
         batch = _batch(session, run, function, options, (args, kwargs))
+    session.batches[run] = batch  # first: whoever finds the record in another thread is to find this batch
     session.recorder.save_now(batch, "submit", function)
-    session.batches[run] = batch
-    session.send(batch, 1)
+    try:
+        session.send(batch, 1)
+    except QnbError:
+        release(session, run)
+        raise
     return _kept(session, batch)[0]
 
 
 def _kept(session: Session, batch: Batch) -> Batch:
-    """Kept alive for a while: the same future for the same key, so that its output is shown once."""
-    session.keyed[batch.run] = batch
-    if len(session.keyed) > KEPT:
-        session.keyed.pop(next(iter(session.keyed)), None)
+    """Kept alive for a while: the same future for the same key, so that its output is shown once. Of those that are
+    over only small ones, or a hundred large results would stay for nobody."""
+    with session.attaching:
+        for run, old in list(session.keyed.items()):
+            if len(session.keyed) >= KEPT or (old.over and not _is_small(old)):
+                session.keyed.pop(run, None)
+        session.keyed[batch.run] = batch
     return batch
+
+
+def _is_small(batch: Batch) -> bool:
+    return is_small((batch.value(), batch.data.displays, [values for _, values in batch.parameters]))
+
+
+def _name(key: str) -> str:
+    return f"key-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def release(session: Session, run: str) -> None:
+    """The run is forgotten, or could never be sent: the next submit with its key, if it has one, runs anew."""
+    session.keyed.pop(run, None)
+    record = session.backend.load_run(run)
+    try:
+        key = None if record is None else session.signer.unpack(RUN, record.data, Detail).options.get("key")
+        for taken in session.backend.fetch_many(_name(str(key)), [(0, 1)]) if key else ():
+            if session.signer.unseal(RUN, taken.data).decode() == run:
+                session.backend.forget_run(_name(str(key)))
+    except MessageError as error:  # of somebody with another key to sign with
+        log.debug("run %s: %s", run, error)
 
 
 def _claim(session: Session, key: str, run: str) -> str:
     """The run that a key belongs to: this one, if nobody took it before. It is kept as an outcome: the first wins."""
-    name = f"key-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    name = _name(key)
     refused = session.backend.store_many([Stored(name, 0, 1, session.signer.seal(RUN, run.encode()))])
     if not refused:
         return run

@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qnb.codec.outcomes import spans_of
 from qnb.codec.payloads import encode_pickled
 from qnb.codec.pickling import dumps
+from qnb.codec.signing import OUTCOMES
 from qnb.errors import QnbError
-from qnb.message import Frame, Function, Note
+from qnb.message import CANCELLED, PENDING, QUEUED, Frame, Function, Note, Outcomes, Stored
 from qnb.session.aside import Memo
 from qnb.session.batch import Batch
 from qnb.session.calls import travels_plain
@@ -166,8 +168,22 @@ class Outbox:
                 sizes.wait(batch, self._session.wait_for)
             self._send_calls(batch, tried, len(batch), chunksize)
         except BaseException as error:  # an argument that cannot travel, or Ctrl-C: nobody gets the batch to wait for
+            self._call_off(batch)
             self._session.collector.settled(batch, batch.fail(0, len(batch), error))
             raise
+
+    def _call_off(self, batch: Batch) -> None:
+        """Of a batch that is not sent to its end nothing more is to start, and whoever attaches to it is told so."""
+        session, run, now = self._session, batch.run, time.time()
+        unsent = spans_of([index for index, state in enumerate(batch.data.states) if state == PENDING])
+        ends = [Outcomes(run, at, n, bytes([CANCELLED]) * n, b"", b"", session.name, now) for at, n in unsent]
+        records = [Stored(run, end.first, end.count, session.signer.pack(OUTCOMES, end)) for end in ends]
+        try:
+            session.backend.store_many(records)
+            if sent := spans_of([index for index, state in enumerate(batch.data.states) if state == QUEUED]):
+                session.cancel_calls([(run, *span) for span in sent])
+        except QnbError as error:
+            log.warning("run %s, which was not sent to its end, cannot be called off: %s", run, error)
 
     def _send_calls(self, batch: Batch, start: int, stop: int, size: int | None) -> None:
         session, options = self._session, batch.options.on_wire()

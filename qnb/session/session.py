@@ -383,6 +383,13 @@ class Session(concurrent.futures.Executor):
         sink: Any = self.collector.sinks.get(frame.run)
         if sink is not None:
             self.collector.settled(sink, sink.fail(frame.first, frame.count, error))
+            if sink.options.key is not None:
+                from qnb.session import keyed
+
+                try:
+                    keyed.release(self, frame.run)
+                except QnbError as fault:
+                    log.warning("whoever submits with the key of run %s waits for it in vain: %s", frame.run, fault)
 
     # Waiting -------------------------------------------------------------------------------------------------
 
@@ -449,11 +456,14 @@ class Session(concurrent.futures.Executor):
         return self.recorder.newest
 
     def forget(self, run: str) -> None:
-        """Remove a run, its outcomes and its arguments from the backend."""
-        self.backend.forget_run(run)
-        self.backend.forget_run(f"{run}.t")  # the claims of its ticks, if it is a schedule's
+        """Remove a run, its outcomes and its arguments from the backend; its key, if it has one, is free again.
+
+        What was put aside for its size may be others' too, and goes when it expires.
+        """
+        from qnb.session.history import forget
+
+        forget(self, run)
         self.batches.pop(run, None)
-        self.keyed.pop(run, None)
 
     @property
     def control(self) -> Control:

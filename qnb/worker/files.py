@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qnb.codec.signing import Signer
 
 _PREFIX = "qnb-files-"
-_LOCK = "lock"  # a file in each folder, locked for as long as its worker lives
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 KEPT_BYTES = 2 << 30  # of files that nothing needs just now
 
 
@@ -127,9 +127,13 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _make_folder() -> tuple[str, int]:
-    """A folder of this process, and the descriptor that holds its lock, which lanes do not inherit."""
+    """A folder of this process, and the descriptor that holds its lock, which lanes do not inherit.
+
+    It is the folder that is locked, and no file in it: what is locked so is left alone by systemd-tmpfiles too, which
+    removes from /tmp what nobody has touched for days, as the file would be.
+    """
     making = tempfile.mkdtemp(prefix="qnb-making-")
-    held = os.open(os.path.join(making, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = os.open(making, _FOLDER)
     with contextlib.suppress(OSError):  # a file system without locks: nobody gets one, and nothing is removed
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # It gets its name once the lock is held: one of that name without a lock is nobody's.
@@ -149,7 +153,7 @@ def _remove_left_behind() -> None:
         if name.startswith(_PREFIX):
             folder = os.path.join(tempfile.gettempdir(), name)
             with contextlib.suppress(OSError):  # it is held, or another user's
-                held = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                held = os.open(folder, _FOLDER)
                 try:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)

@@ -192,6 +192,10 @@ def test_blobs(backend: Backend, vault: Place) -> None:
     backend.put_blob("sha:1", big)
     other = vault.backend()
     assert (other.get_blob("sha:1"), other.get_blob("sha:2"), other.get_blob("sha:3")) == (big, b"", None)
+    if (forget := getattr(backend, "forget_blobs", None)) is not None:  # which a third party's need not have
+        forget([])
+        forget(["sha:1", "sha:3"])
+        assert (other.get_blob("sha:1"), other.get_blob("sha:2")) == (None, b"")
 
 
 def test_revocations(backend: Backend, vault: Place) -> None:

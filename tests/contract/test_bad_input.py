@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -198,6 +199,22 @@ with qnb.Session("memory://x", workers=1) as session:
     done = run_python(code)
     assert "the global 'guard'" in done.stdout, done.stdout + done.stderr
     assert done.stdout.endswith("3\n")
+
+
+def test_which_argument_cannot_travel(session: qnb.Session) -> None:
+    lock = threading.Lock()
+
+    def several(a: object, b: object = None) -> None: ...
+
+    calls = {
+        "argument 1 (a _thread.lock)": lambda: session.submit(several, 1, lock),
+        "item 0 of item 'x' of argument 'b' (a _thread.lock)": lambda: session.submit(several, 1, b={"x": [lock]}),
+        "argument 0 (a _thread.lock)": lambda: session.map(several, [lock], [2]),
+        "argument 'a' (a _thread.lock)": lambda: session.sweep(several, {"a": [lock]}),
+    }
+    for said, call in calls.items():
+        with pytest.raises(qnb.CannotPickle, match=re.escape(f"cannot pickle {said}:")):
+            call()
 
 
 def test_argument_that_cannot_be_pickled(session: qnb.Session) -> None:

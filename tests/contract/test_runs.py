@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import threading
+import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qnb
+from qnb.errors import StorageFull
+from qnb.message import RunRecord
 from tests.contract.conftest import Gate, run_python, until
 
 SECONDS = 20.0
@@ -213,6 +221,115 @@ def test_a_key_whose_first_submit_never_came(
     run = keyed._claim(session, str(tmp_path), session.new_run())
     future = session.task(abs).options(key=str(tmp_path)).submit(-5)
     assert (future.result(SECONDS), future.id) == (5, f"{run}:0")
+
+
+def test_a_map_that_is_not_sent_to_its_end(session: qnb.Session, sister: qnb.Session) -> None:
+    """Its last call cannot travel, and many were sent before: none of them stays open for those who attach."""
+    with pytest.raises(qnb.CannotPickle, match="lock"):
+        session.map(halve, [*range(200), threading.Lock()], chunksize=1)
+    run = session.newest_run()
+    assert run is not None
+    batch = sister.attach(run)
+    assert batch.wait(SECONDS)
+    assert set(batch.counts) <= {"done", "cancelled"}
+    assert batch[200].state == "cancelled"
+    assert _listed(session, run).loc[run]["open"] == 0
+
+
+def test_a_run_that_is_forgotten_leaves_no_arguments(session: qnb.Session) -> None:
+    batch = session.map(len, ["nobody else's business", "x"])
+    assert batch.results(SECONDS) == [22, 1]
+    arguments = f"{batch.run}-args-0"
+    until(lambda: session.backend.get_blob(arguments))
+    until(lambda: session.backend.load_run(batch.run))
+    session.forget(batch.run)
+    assert session.backend.get_blob(arguments) is None
+    assert session.backend.load_run(batch.run) is None
+
+
+def test_what_was_cancelled_and_forgotten_does_not_run(tmp_path: Path) -> None:
+    """By a worker that comes later."""
+    place = f"sqlite:///{tmp_path}/q.db"
+    with contextlib.closing(qnb.Session(place, workers=0)) as first:
+        batch = first.map(lambda name: Path(name).touch(), [str(tmp_path / "ran")])
+        until(lambda: first.broker.depth("qnb"))
+        assert batch.cancel() == 1
+        first.forget(batch.run)
+    with qnb.Session(place, workers=1) as second:
+        assert second.submit(abs, -1).result(SECONDS) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_key_is_free_again_when_its_run_is_forgotten(session: qnb.Session, tmp_path: Path) -> None:
+    once = session.task(abs).options(key=f"forgotten of {tmp_path}")
+    first = once.submit(-1)
+    assert first.result(SECONDS) == 1
+    other = session.submit(abs, -3)
+    session.forget(other.id.rpartition(":")[0])
+    assert once.submit(-2) is first
+    session.forget(first.id.rpartition(":")[0])
+    began = time.monotonic()
+    again = once.submit(-2)
+    assert again.result(SECONDS) == 2
+    assert again.id != first.id
+    assert time.monotonic() - began < 5, "nobody waits for a run that was forgotten"
+
+
+@pytest.mark.parametrize("fault", [StorageFull, qnb.BackendUnavailable])
+def test_a_key_is_free_again_when_its_submit_cannot_be_sent(
+    session: qnb.Session, sister: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    """Whoever comes next would wait for a call that nobody has."""
+
+    def refuse(_envelopes: object) -> None:
+        raise fault("as asked")
+
+    once = session.task(abs).options(key=f"unsent of {tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.broker, "publish_many", refuse)
+        with pytest.raises(fault, match="as asked"):
+            once.submit(-1).result(SECONDS)
+    assert sister.task(abs).options(key=f"unsent of {tmp_path}").submit(-2).result(SECONDS) == 2
+    assert once.submit(-3).result(SECONDS) == 2
+
+
+def test_a_key_of_two_threads_at_once(
+    session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes when the run of the first is written down, and not sent yet: there is one batch of it."""
+    written, go = threading.Event(), threading.Event()
+    save = session.backend.save_run
+
+    def save_slowly(record: RunRecord) -> None:
+        save(record)
+        written.set()
+        assert go.wait(SECONDS)
+
+    monkeypatch.setattr(session.backend, "save_run", save_slowly)
+    once = session.task(abs).options(key=f"two threads of {tmp_path}")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(once.submit, -1)
+        assert written.wait(SECONDS)
+        second = once.submit(-2)
+        go.set()
+        assert first.result(SECONDS) is second
+    assert second.result(SECONDS) == 1
+
+
+def test_large_results_of_keys_do_not_stay(session: qnb.Session, tmp_path: Path) -> None:
+    """Small ones do, for their futures are to be the same again."""
+    small = session.task(abs).options(key=f"small of {tmp_path}")
+    first = small.submit(-1)
+    assert first.result(SECONDS) == 1
+    large = session.task(bytes).options(key=f"large of {tmp_path}").submit(1 << 20)
+    assert len(large.result(SECONDS)) == 1 << 20
+    kept = weakref.ref(large)
+    del large
+    second = session.task(abs).options(key=f"after those of {tmp_path}").submit(-2)
+    assert second.result(SECONDS) == 2
+    gc.collect()
+    assert kept() is None
+    assert small.submit(-1) is first
 
 
 def test_wrong_keys(session: qnb.Session) -> None:

@@ -78,6 +78,29 @@ def test_what_a_killed_worker_left_goes(start: Start, temporary: Path) -> None:
     assert not lives.exists(), "one that ends removes its own"
 
 
+def test_what_cleans_temporary_folders_leaves_that_of_a_living_worker(
+    start: Start, temporary: Path, tmp_path: Path
+) -> None:
+    """A worker may live for longer than what nobody touches stays in /tmp."""
+    cleaner = shutil.which("systemd-tmpfiles")
+    if cleaner is None:
+        pytest.skip("systemd-tmpfiles is not here")
+    lives, dead = start(), temporary / "of-nobody"
+    folder = one_more(temporary, set())
+    dead.mkdir()
+    for place in (folder, dead):
+        (place / "0123").write_bytes(b"large")
+    time.sleep(1.1)  # the age of files, in its whole seconds
+    (tmp_path / "tmp.conf").write_text(f"d {temporary} 0755 - - 1s\n")
+    subprocess.run([cleaner, "--clean", str(tmp_path / "tmp.conf")], check=True)
+    assert not (dead / "0123").exists()
+    assert (folder / "0123").exists()
+    start()
+    one_more(temporary, {folder})
+    assert (folder / "0123").exists()
+    assert lives.poll() is None
+
+
 def test_lanes_do_not_hold_it(start: Start, temporary: Path) -> None:
     """Else a lane that hangs on after its worker keeps what nobody else knows of."""
     killed = start()

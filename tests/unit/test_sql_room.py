@@ -104,6 +104,7 @@ def test_what_runs_under_way_need_goes_last(
     assert there == [100, 101, 102, 103]
     assert len(backend.fetch_many("open")) == 2
     assert not backend.fetch_many("over")
+    assert [run.run for run in backend.list_runs()] == ["open"], "a run without its outcomes would seem to be open"
     with caplog.at_level(logging.WARNING):  # where even that is too much, the bound holds
         fill(backend, 8, 201)
         monkeypatch.setattr(backend, "_sweep_at", 0.0)
