@@ -44,6 +44,7 @@ class RunsView(PolledView):
         super().__init__(session, {})
         self._limit = limit
         self.state = self.look()
+        self.fresh = True
 
     def look(self) -> dict[str, Any]:
         begun = time.thread_time()
