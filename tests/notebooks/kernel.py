@@ -90,6 +90,11 @@ class Kernel:
         self.send(self.widget(), {"kind": "ready", "view": view, "n": 0})
         return self.until(lambda m: bool(self.said("snapshot", [m])))
 
+    def heed(self) -> None:
+        """Until the kernel has heard what was said to the batch shown last: it answers in turn."""
+        self.send(self.widget(), {"kind": "ask", "id": "0", "what": "nothing", "with": {}})
+        self.until(lambda m: any(said["id"] == "0" for said in self.said("answer", [m])))
+
     def ask(self, what: str, **argument: Any) -> Any:
         """What the batch shown last answers a view; an error is raised here."""
         self.send(self.widget(), {"kind": "ask", "id": "1", "what": what, "with": argument})
