@@ -225,8 +225,8 @@ def test_a_message_of_a_view_is_no_cell(kernel: Kernel) -> None:
     kernel.run("batch = FakeBatch(10); batch")
     for kind in ("ready", "hidden", "shown"):
         kernel.send(kernel.widget(), {"kind": kind, "view": "a"})
+    kernel.until(lambda m: bool(kernel.said("snapshot", [m])))
     kernel.heed()
-    assert kernel.said("snapshot")
     assert kernel.value("len(ends)") == 2
     kernel.run("batch.finish()")
 
