@@ -51,7 +51,7 @@ class RunsView(PolledView):
     def look(self) -> dict[str, Any]:
         begun = time.thread_time()
         session = self.session
-        found = [dict(zip(COLUMNS, row, strict=True)) for row in runs.rows(session.backend, session.signer, self._limit)]
+        found = runs.rows(session.backend, session.signer, self._limit)
         rows = [
             {
                 **{name: row[name] for name in ("run", "kind", "name", "calls", "session")},
@@ -59,7 +59,7 @@ class RunsView(PolledView):
                 "at": row["created_at"],
                 "mine": row["run"].startswith(session.id),
             }
-            for row in found
+            for row in (dict(zip(COLUMNS, values, strict=True)) for values in found)
         ]
         self._seconds = max(self.period, (time.thread_time() - begun) / SHARE)
         return {"runs": rows, "backend": self.session.backend_url, "limit": self._limit}

@@ -15,6 +15,8 @@ VIEWS = ("session", "workers", "queues", "brokers", "events", "runs")
 SETUP = """
 import gc, os, threading, time
 os.environ["QNB_KEY"] = "a key for these tests"
+for name in ("QNB_BROKER", "QNB_BACKEND"):
+    os.environ.pop(name, None)
 from collections import Counter
 from comm import get_comm_manager
 import qnb
@@ -248,3 +250,22 @@ def test_a_view_that_is_seen_again_catches_up(kernel: Kernel, rest: Rest, name: 
 
     kernel.send(rest.comms[name], {"kind": "shown", "view": "a", "n": 2})
     kernel.until(knows, 5)
+
+
+def test_the_session_view_says_what_the_folder_takes(kernel: Kernel) -> None:
+    """On the disk, with all the files of an embedded session; also in what is saved."""
+    kernel.run("leave()\nembedded = qnb.Session(workers=1)")
+    [comm] = models(kernel.run("embedded"))["session"]
+    kernel.run("embedded.map(os.urandom, [300_000] * 20).results()")
+    taken = kernel.value("sum(entry.stat().st_size for entry in os.scandir('.qnb'))")
+    assert taken > 6_000_000
+
+    def is_true(word: Message) -> bool:
+        number, unit, rest = word["state"]["room"].split(" ", 2)
+        return (unit, rest) == ("MB", "of 4.3 GB at most") and abs(float(number) - taken / 1e6) < 0.06
+
+    said = kernel.until(lambda m: any(map(is_true, kernel.said("state", of(comm, [m])))), 5)
+    [output] = [m["content"]["data"] for m in kernel.run("embedded") if m["msg_type"] == "display_data"]
+    for kind in ("text/plain", "text/html"):
+        assert kernel.said(messages=[said])[0]["state"]["room"] in output[kind]
+    kernel.run("leave()\nembedded.close()")
