@@ -44,7 +44,7 @@ class Room:
     @property
     def taken(self) -> int:
         """Bytes on the disk."""
-        files = [self._path, self._path.with_name(self._path.name + "-wal")]
+        files = [self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def make(self, engine: Rows) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from IPython.core.getipython import get_ipython
+
 from qnb.message import Event
 from qnb.monitor.events import Events
 from qnb.notebook import plain
@@ -34,6 +36,7 @@ class EventsView(LiveView):
         super().__init__()
         self.events: Events | None = events
         self._sent = 0
+        self._rested = False
         events.on_event.append(self.touch)
 
     def _latest(self, most: int) -> tuple[int, list[list[Any]]]:
@@ -52,7 +55,8 @@ class EventsView(LiveView):
 
     def news(self) -> tuple[Message, Buffers] | None:
         before = self._sent
-        self._sent, rows = self._latest(AT_ONCE)
+        self._sent, rows = self._latest(KEPT if self._rested else AT_ONCE)
+        self._rested = False
         new = self._sent - before
         return ({"kind": "delta", "total": self._sent, "events": rows[-new:]}, []) if new else None
 
@@ -69,11 +73,39 @@ class EventsView(LiveView):
         title = "Events" if rows else "No events yet"
         return plain.bundle(title, ["at", "what", "worker", "about"], lines, note)
 
+    def watched(self, now: bool) -> None:
+        """Of what came while nobody looked, whoever looks again gets as much as one who is new."""
+        self._rested = self._rested or not now
+
     def release(self) -> None:
         """The stream is forgotten: when nobody else has it, its watch ends."""
-        if self.events is not None and self.touch in self.events.on_event:
-            self.events.on_event.remove(self.touch)
-        self.events = None
+        events, self.events = self.events, None
+        if events is not None and self.touch in events.on_event:
+            events.on_event.remove(self.touch)
+        if events is not None and not events.closed:
+            _forget_value(events)
+
+
+def _forget_value(value: object) -> None:
+    """Take what a cell gave out of `Out`, `_` and the like. IPython keeps a thousand of them: a cell that was run
+    anew would have all its streams watch on."""
+    shell: Any = get_ipython()
+    if shell is None:
+        return
+    # In place, for this is not the main thread: somebody may be going through them.
+    hidden, outputs = shell.user_ns_hidden, shell.user_ns.get("_oh", {})
+    for name in [name for name, held in list(hidden.items()) if held is value]:
+        hidden[name] = None
+        if shell.user_ns.get(name) is value:
+            shell.user_ns[name] = None
+    for number in [number for number, held in list(outputs.items()) if held is value]:
+        outputs[number] = None
+    for name in ("_", "__", "___"):
+        if getattr(shell.displayhook, name, None) is value:
+            setattr(shell.displayhook, name, None)
+    result = shell.last_execution_result
+    if result is not None and result.result is value:
+        result.result = None
 
 
 def _wire(event: Event) -> list[Any]:

@@ -22,6 +22,7 @@ class PolledView(LiveView):
         super().__init__()
         self.session = session
         self.state = state
+        self.fresh = False  # whether the state is of now, so that there is no need to look at once
         self._seconds = METERED_SECONDS if session and session.broker.scheme in _METERED else self.period
         self._looking = False
         self._thread: threading.Thread | None = None
@@ -69,15 +70,20 @@ class PolledView(LiveView):
 
     def _run(self) -> None:
         while self._goes_on():
-            try:
-                self.change(self.look())
-            except QnbError as error:
-                self.change({**self.state, "trouble": str(error)})
-            except Exception as error:
-                if not self.over():  # closed while it was being asked
-                    self.change({**self.state, "trouble": f"{type(error).__name__}: {error}"})
+            if not self.fresh:
+                self._try()
+            self.fresh = False
             self._alarm.wait(self._seconds)
             self._alarm.clear()
+
+    def _try(self) -> None:
+        try:
+            self.change(self.look())
+        except QnbError as error:
+            self.change({**self.state, "trouble": str(error)})
+        except Exception as error:
+            if not self.over():  # closed while it was being asked
+                self.change({**self.state, "trouble": f"{type(error).__name__}: {error}"})
 
     def _goes_on(self) -> bool:
         with self._thread_lock:

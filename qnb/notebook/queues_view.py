@@ -37,6 +37,7 @@ class QueuesView(PolledView):
         super().__init__(session, {})
         self._history: dict[str, deque[int]] = {}
         self.state = self.look()
+        self.fresh = True
 
     def look(self) -> dict[str, Any]:
         workers = list(self.session.workers)

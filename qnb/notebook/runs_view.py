@@ -14,6 +14,8 @@ from qnb.notebook.live import present
 from qnb.notebook.polled import PolledView
 from qnb.notebook.stage import STAGE
 from qnb.notebook.words import count
+from qnb.session import runs
+from qnb.session.history import COLUMNS
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -44,22 +46,20 @@ class RunsView(PolledView):
         super().__init__(session, {})
         self._limit = limit
         self.state = self.look()
+        self.fresh = True
 
     def look(self) -> dict[str, Any]:
         begun = time.thread_time()
-        table = self.session.runs(self._limit)
+        session = self.session
+        found = runs.rows(session.backend, session.signer, self._limit)
         rows = [
             {
-                "run": run,
-                "kind": row.kind,
-                "name": row.name,
-                "calls": int(row.calls),
-                "ends": [int(getattr(row, name)) for name in _ENDS],
-                "at": row.created_at.timestamp(),
-                "session": row.session,
-                "mine": str(run).startswith(self.session.id),
+                **{name: row[name] for name in ("run", "kind", "name", "calls", "session")},
+                "ends": [row[name] for name in _ENDS],
+                "at": row["created_at"],
+                "mine": row["run"].startswith(session.id),
             }
-            for run, row in zip(table.index, table.itertuples(), strict=True)
+            for row in (dict(zip(COLUMNS, values, strict=True)) for values in found)
         ]
         self._seconds = max(self.period, (time.thread_time() - begun) / SHARE)
         return {"runs": rows, "backend": self.session.backend_url, "limit": self._limit}

@@ -22,7 +22,9 @@ class LiveWidget(anywidget.AnyWidget):
 @cache
 def widget_class(entry: str) -> type[LiveWidget]:
     """The model of an entry of widgets/src."""
-    parts = {"_esm": STATIC / f"{entry}.js", "_css": STATIC / f"{entry}.css", "__module__": __name__}
+    # As text: of a path anywidget tells every model when the file changes, and so keeps all of them for ever.
+    code, style = ((STATIC / f"{entry}.{kind}").read_text(encoding="utf-8") + "\n" for kind in ("js", "css"))
+    parts = {"_esm": code, "_css": style, "__module__": __name__}
     return type(f"{entry.title()}Widget", (LiveWidget,), parts)
 
 

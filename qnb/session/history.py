@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COUNTED = ("done", "failed", "cancelled", "lost")
+COLUMNS = ["run", "kind", "name", "version", "calls", *_COUNTED, "open", "created_at", "session"]
 _OVER_KEPT = 10_000
 # By backend: how the calls of runs that are over ended, which never changes.
 _over: weakref.WeakKeyDictionary[Backend, dict[tuple[str, int], dict[str, int]]] = weakref.WeakKeyDictionary()
@@ -32,11 +33,14 @@ def table(backend: Backend, signer: Signer, limit: int = 100) -> pd.DataFrame:
     created_at (UTC) and session."""
     import pandas as pd
 
-    rows = [_row(backend, signer, record) for record in backend.list_runs(limit)]
-    columns = ["run", "kind", "name", "version", "calls", *_COUNTED, "open", "created_at", "session"]
-    frame = pd.DataFrame(rows, columns=columns).set_index("run")
+    frame = pd.DataFrame(rows(backend, signer, limit), columns=COLUMNS).set_index("run")
     frame["created_at"] = pd.to_datetime(frame["created_at"], unit="s", utc=True)
     return frame
+
+
+def rows(backend: Backend, signer: Signer, limit: int) -> list[tuple[Any, ...]]:
+    """The same without pandas: of each run its COLUMNS, created_at as Unix time."""
+    return [_row(backend, signer, record) for record in backend.list_runs(limit)]
 
 
 def forget(session: Session, run: str) -> None:

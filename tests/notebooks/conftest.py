@@ -12,7 +12,10 @@ from qnb.notebook.stage import STAGE
 for view in STAGE.views():
     view._left_at = 0.0
     view.freed.set()
-STAGE.wake()
+STAGE.hurry()
+end = time.monotonic() + 5
+while STAGE._thread is not None and time.monotonic() < end:
+    time.sleep(0.005)
 """
 
 
@@ -28,9 +31,17 @@ def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 def kernel(shared_kernel: Kernel) -> Kernel:
     """The shared kernel, with nothing on stage and nothing left to hear."""
     shared_kernel.run(LEAVE)
-    shared_kernel.listen(0.3)
     shared_kernel.heard.clear()
     return shared_kernel
+
+
+@pytest.fixture
+def hasty_kernel(kernel: Kernel) -> Iterator[Kernel]:
+    """The same, where views wait for nobody for long: with waits that are a tenth of what people get."""
+    kernel.run("from qnb.notebook import live")
+    kernel.run("waits = live.GRACE, live.HEARTBEAT\nlive.GRACE, live.HEARTBEAT = 0.5, 0.2")
+    yield kernel
+    kernel.run("live.GRACE, live.HEARTBEAT = waits")
 
 
 @pytest.fixture

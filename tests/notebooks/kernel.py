@@ -32,12 +32,23 @@ class Kernel:
     def run(self, code: str, seconds: float = 30) -> list[Message]:
         """Run a cell to its end; what was published meanwhile. An error in it is raised here."""
         begun = len(self.heard)
-        request = self.client.execute(code)
-        self.until(lambda m: m["msg_type"] == "status" and _ends(m, request), seconds)
+        self.ended(self.client.execute(code), seconds)
         for message in self.heard[begun:]:
             if message["msg_type"] == "error":
                 raise AssertionError("\n".join(message["content"]["traceback"]))
         return self.heard[begun:]
+
+    def request(self, code: str, cell: str) -> str:
+        """Send a cell, as a front end does that tells which one it is; the id of its message."""
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(message)
+        identity: str = message["header"]["msg_id"]
+        return identity
+
+    def ended(self, request: str, seconds: float = 30) -> None:
+        """Listen until the cell of that message has ended."""
+        self.until(lambda m: m["msg_type"] == "status" and _ends(m, request), seconds)
 
     def value(self, expression: str) -> Any:
         """An expression's value, of plain Python."""
@@ -78,6 +89,11 @@ class Kernel:
         """A view of the batch shown last tells that it is there; the whole state that answers it."""
         self.send(self.widget(), {"kind": "ready", "view": view, "n": 0})
         return self.until(lambda m: bool(self.said("snapshot", [m])))
+
+    def heed(self) -> None:
+        """Until the kernel has heard what was said to the batch shown last: it answers in turn."""
+        self.send(self.widget(), {"kind": "ask", "id": "0", "what": "nothing", "with": {}})
+        self.until(lambda m: any(said["id"] == "0" for said in self.said("answer", [m])))
 
     def ask(self, what: str, **argument: Any) -> Any:
         """What the batch shown last answers a view; an error is raised here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import runpy
 import subprocess
 import sys
 import termios
@@ -47,16 +48,30 @@ def run(folder: Path, *arguments: str | Path, **more: str) -> subprocess.Complet
     )
 
 
-def test_headings_code_and_values_are_printed(tmp_path: Path) -> None:
-    done = run(tmp_path, write(tmp_path, "# One\ntext\n## Two", "x = 6", "%load_ext qnb\nx * 7"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:7] == ["", "One", "", "Two", "  | x = 6", "  | %load_ext qnb", "  | x * 7"]
-    assert done.stdout.splitlines()[7] == "42"
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+SHORT = ("# One\ntext\n## Two", "x = 6", "%load_ext qnb\nx * 7", "1 / 0", "print('after')")
+CELLS = (*SHORT, BATCH, "sum(batch.results())", FIGURE, "nobody", "print('never')")
 
 
-def test_a_batch_is_followed_line_by_line_then_its_table(tmp_path: Path) -> None:
-    done = run(tmp_path, write(tmp_path, BATCH, "sum(batch.results())"))
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A notebook of all sorts of cells, the last but one of which fails; its folder, and what came of it."""
+    folder = tmp_path_factory.mktemp("terminal")
+    notebook = write(folder, *CELLS, raises=["1 / 0"])
+    return folder, run(folder, notebook, "--figures", folder / "here")
+
+
+Ran = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_headings_code_and_values_are_printed(ran: Ran) -> None:
+    lines = ran[1].stdout.splitlines()
+    assert lines[:7] == ["", "One", "", "Two", "  | x = 6", "  | %load_ext qnb", "  | x * 7"], ran[1].stderr
+    assert lines[7] == "42"
+
+
+def test_a_batch_is_followed_line_by_line_then_its_table(ran: Ran) -> None:
+    done = ran[1]
     lines = done.stdout.splitlines()
     progress = [line for line in lines if re.match(r"\[[#x>.]{30}\]  \d+ of 60 · \d+ %", line)]
     assert 1 <= len(progress) <= 8
@@ -65,6 +80,25 @@ def test_a_batch_is_followed_line_by_line_then_its_table(tmp_path: Path) -> None
     assert any(re.match(r"<lambda>  60 calls  in ", line) for line in lines)
     assert "  59  59    3481  done" in done.stdout
     assert str(sum(x * x for x in range(60))) in lines
+
+
+def test_a_failing_cell_ends_it_with_one(ran: Ran) -> None:
+    done = ran[1]
+    assert done.returncode == 1
+    assert "NameError: name 'nobody' is not defined" in done.stdout
+    assert "never" not in done.stdout
+    assert done.stderr == "some.ipynb: this cell failed\n"
+
+
+def test_a_cell_that_is_meant_to_fail_does_not(ran: Ran) -> None:
+    assert "ZeroDivisionError: division by zero" in ran[1].stdout
+    assert "\nafter\n" in ran[1].stdout
+
+
+def test_figures_become_files(ran: Ran) -> None:
+    folder, done = ran
+    assert f"the figure is in {folder / 'here' / 'figure-1.png'}\n" in done.stdout
+    assert (folder / "here" / "figure-1.png").stat().st_size > 1000
 
 
 def in_a_terminal(folder: Path, *command: str, hidden: tuple[str, ...] = ()) -> str:
@@ -102,7 +136,7 @@ SCRIPT = """
 import time, qnb
 
 def work(n):
-    time.sleep(0.05)
+    time.sleep(0.03)
     if n % 10 == 7:
         raise ValueError("seven")
 
@@ -111,28 +145,33 @@ if __name__ == "__main__":
     {wait}
     session.close()
 """
+WAYS = ("session.map(work, range(60)).wait(progress=True)", "qnb.show(session.map(work, range(60)))")
 
 
-@pytest.mark.parametrize(
-    "hidden, seen",
-    [
-        ((), r"work\S*  \d+ of 60 · \d+ %"),
-        (("rich",), r"work: +\d+%\|.*\| \d+/60 \[.*\d failed\]"),
-        (("rich", "tqdm"), r"\[[#x>.]{30}\]  \d+ of 60 · \d+ %  .*  \d failed"),
-    ],
-    ids=["rich", "tqdm", "plain"],
+@pytest.fixture(scope="module", params=[(), ("rich",), ("rich", "tqdm")], ids=["rich", "tqdm", "plain"])
+def waited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
+    """A script that waits in both ways in a terminal, where some libraries are not: how many of them, and what was to
+    be seen for each way."""
+    folder = tmp_path_factory.mktemp("script")
+    program = folder / "program.py"
+    program.write_text(SCRIPT.format(wait="\n    print('-- the other --', flush=True)\n    ".join(WAYS)))
+    shown = in_a_terminal(folder, str(program), hidden=request.param)
+    return len(request.param), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split("-- the other --")
+
+
+SEEN = (
+    r"work\S*  \d+ of 60 · \d+ %",
+    r"work: +\d+%\|.*\| \d+/60 \[.*\d failed\]",
+    r"\[[#x>.]{30}\]  \d+ of 60 · \d+ %  .*  \d failed",
 )
-@pytest.mark.parametrize(
-    "wait", ["session.map(work, range(60)).wait(progress=True)", "qnb.show(session.map(work, range(60)))"]
-)
-def test_a_script_shows_progress_with_what_is_installed(
-    tmp_path: Path, hidden: tuple[str, ...], seen: str, wait: str
-) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(SCRIPT.format(wait=wait))
-    shown = in_a_terminal(tmp_path, str(program), hidden=hidden)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert re.search(seen, plain), plain
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)), ids=WAYS)
+def test_a_script_shows_progress_with_what_is_installed(waited: tuple[int, list[str]], way: int) -> None:
+    hidden, parts = waited
+    assert len(parts) == len(WAYS)
+    plain = parts[way]
+    assert re.search(SEEN[hidden], plain), plain
     if not hidden:
         assert "━" in plain
         assert re.search(r"● \d+ done   ● \d failed", plain)
@@ -147,33 +186,15 @@ def test_a_timeout_of_a_wait_that_shows(tmp_path: Path) -> None:
     assert done.stdout == "False\n", done.stderr
 
 
-def test_a_failing_cell_ends_it_with_one(tmp_path: Path) -> None:
-    done = run(tmp_path, write(tmp_path, "1 / 0", "print('never')"))
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stdout
-    assert "never" not in done.stdout.replace("| print('never')", "")
-    assert done.stderr == "some.ipynb: this cell failed\n"
-
-
-def test_a_cell_that_is_meant_to_fail_does_not(tmp_path: Path) -> None:
-    done = run(tmp_path, write(tmp_path, "1 / 0", "print('after')", raises=["1 / 0"]))
-    assert done.returncode == 0
-    assert "ZeroDivisionError: division by zero" in done.stdout
-    assert "\nafter\n" in done.stdout
-
-
-def test_figures_become_files(tmp_path: Path) -> None:
-    source = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-    done = run(tmp_path, write(tmp_path, source), "--figures", tmp_path / "here")
-    assert done.returncode == 0, done.stderr
-    assert f"the figure is in {tmp_path / 'here' / 'figure-1.png'}\n" in done.stdout
-    assert (tmp_path / "here" / "figure-1.png").stat().st_size > 1000
-
-
-def test_no_such_notebook_is_a_matter_of_usage(tmp_path: Path) -> None:
-    done = run(tmp_path, "nothing.ipynb")
-    assert done.returncode == 2
-    assert "no such notebook: nothing.ipynb" in done.stderr
+def test_no_such_notebook_is_a_matter_of_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")  # which the program does too
+    program = runpy.run_path(str(PROGRAM))
+    with pytest.raises(SystemExit) as ended:
+        program["main"](["nothing.ipynb"])
+    assert ended.value.code == 2
+    assert "no such notebook: nothing.ipynb" in capsys.readouterr().err
 
 
 @pytest.mark.slow

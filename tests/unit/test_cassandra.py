@@ -32,9 +32,15 @@ from tests.services import Services, with_options
 Open = Callable[..., CassandraBackend]
 
 
+@pytest.fixture(scope="module")
+def server(services: Services) -> CassandraServer:
+    """One for all of this: it knows users and rights, and may be killed."""
+    return services.own(GuardedCassandraServer)
+
+
 @pytest.fixture
-def url(services: Services) -> str:
-    return with_options(services.common(CassandraServer).url, prefix=services.word())
+def url(services: Services, server: CassandraServer) -> str:
+    return with_options(server.url, prefix=services.word())
 
 
 @pytest.fixture
@@ -269,8 +275,8 @@ def test_a_bundle_or_certificate_that_is_not_there(url: str) -> None:
     assert isinstance(refused(with_options(url, ssl_ca="/nowhere.pem")), ConfigurationError)
 
 
-def test_users_and_rights(services: Services, opened: Open) -> None:
-    url = services.common(GuardedCassandraServer).url
+def test_users_and_rights(server: CassandraServer, opened: Open) -> None:
+    url = server.url
     backend = opened(url, prefix="p")
     backend.store_many([record(0)])
     for wrong in ("cassandra:hush", "nobody:hush"):
@@ -287,31 +293,6 @@ def test_users_and_rights(services: Services, opened: Open) -> None:
     assert "hush" not in f"{few.url}{few!r}"
 
 
-def test_a_server_that_is_killed_and_comes_back(services: Services, opened: Open) -> None:
-    server = services.own(CassandraServer)
-    backend = opened(server.url)
-    kept = [record(number) for number in range(100)]
-    backend.store_many(kept)
-    backend.put_blob("sha", b"blob")
-    server.kill()
-    with pytest.raises(BackendUnavailable, match="check host"):
-        backend.fetch_many("r")
-    with pytest.raises(BackendUnavailable):
-        backend.store_many([record(100)])
-    server.start()
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            found = backend.fetch_many("r")
-            break
-        except BackendUnavailable:  # the driver tries once a second
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    assert found == kept
-    assert backend.store_many([record(0, b"late"), record(100)]) == [record(0, b"late")]
-    assert backend.get_blob("sha") == b"blob"
-
-
 def test_after_the_end(url: str, opened: Open) -> None:
     backend = opened(url)
     backend.close()
@@ -319,17 +300,40 @@ def test_after_the_end(url: str, opened: Open) -> None:
         backend.fetch_many("r")
 
 
-def test_a_run_rides_out_the_death_of_its_backend(services: Services, tmp_path: Path) -> None:
-    """Outcomes wait in the workers; each is stored once, and the session gets all."""
-    server = services.own(CassandraServer)
-    with qnb.Session(f"sqlite:///{tmp_path}/q.db", backend=server.url, workers=2) as session:
+def test_a_server_that_is_killed_and_comes_back(
+    url: str, server: CassandraServer, opened: Open, tmp_path: Path
+) -> None:
+    """What was stored is there again. Outcomes of a run wait in the workers; each is stored once, and the session gets
+    all."""
+    backend = opened(url)
+    kept = [record(number) for number in range(100)]
+    backend.store_many(kept)
+    backend.put_blob("sha", b"blob")
+    with qnb.Session(f"sqlite:///{tmp_path}/q.db", backend=url, workers=2) as session:
         batch = session.map(_short, range(500))
         next(batch.as_completed())
         server.kill()
+        with pytest.raises(BackendUnavailable, match="check host"):
+            backend.fetch_many("r")
+        with pytest.raises(BackendUnavailable):
+            backend.store_many([record(100)])
         server.start()
         assert batch.results(timeout=90) == list(range(500))
-        kept = session.backend.fetch_many(batch.run)
-    assert sum(one.count for one in kept) == 500
+        assert sum(one.count for one in session.backend.fetch_many(batch.run)) == 500
+    assert back(backend) == kept
+    assert backend.store_many([record(0, b"late"), record(100)]) == [record(0, b"late")]
+    assert backend.get_blob("sha") == b"blob"
+
+
+def back(backend: CassandraBackend) -> list[Stored]:
+    """The records of the run, once the driver has found the server again: it tries once a second."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return list(backend.fetch_many("r"))
+        except BackendUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def _short(number: int) -> int:
