@@ -14,8 +14,7 @@ from qnb.notebook.live import present
 from qnb.notebook.polled import PolledView
 from qnb.notebook.stage import STAGE
 from qnb.notebook.words import count
-from qnb.session import runs
-from qnb.session.history import COLUMNS
+from qnb.session import history
 
 if TYPE_CHECKING:
     from qnb.session.session import Session
@@ -51,7 +50,7 @@ class RunsView(PolledView):
     def look(self) -> dict[str, Any]:
         begun = time.thread_time()
         session = self.session
-        found = runs.rows(session.backend, session.signer, self._limit)
+        found = history.rows(session.backend, session.signer, self._limit)
         rows = [
             {
                 **{name: row[name] for name in ("run", "kind", "name", "calls", "session")},
@@ -59,7 +58,7 @@ class RunsView(PolledView):
                 "at": row["created_at"],
                 "mine": row["run"].startswith(session.id),
             }
-            for row in (dict(zip(COLUMNS, values, strict=True)) for values in found)
+            for row in (dict(zip(history.COLUMNS, values, strict=True)) for values in found)
         ]
         self._seconds = max(self.period, (time.thread_time() - begun) / SHARE)
         return {"runs": rows, "backend": self.session.backend_url, "limit": self._limit}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qnb.backends.base import Backend
     from qnb.codec.signing import Signer
 
-_PREFIX = "qnb-files-"
+_PREFIX = "qnb-blobs-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 KEPT_BYTES = 2 << 30  # of files that nothing needs just now
 

@@ -19,7 +19,7 @@ WORKER = [sys.executable, "-m", "qnb.cli", "worker", "--concurrency", "1"]
 
 
 def folders(temporary: Path) -> set[Path]:
-    return set(temporary.glob("qnb-files-*"))
+    return set(temporary.glob("qnb-blobs-*"))
 
 
 def one_more(temporary: Path, before: set[Path]) -> Path:
