@@ -1,4 +1,4 @@
-"""A private JupyterLab server, and a notebook opened on it in a headless Chromium."""
+"""A private Jupyter server, and a notebook opened on it in a headless Chromium: in JupyterLab, or in Notebook 7."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ SETTINGS = {
     },
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
-# Any JupyterLab page says these: they are not about the notebook.
+# Any JupyterLab page says these, the last any of Notebook 7 that starts: they are not about the notebook.
 USUAL = ("favicon", "ResizeObserver loop", "/lsp/status", "Third-party cookie", "api/me", "Autofill.")
+USUAL += ("undefined (reading 'schema')",)
 # Of all that lies above and in the notebook.
 HEIGHT = """() => {
   document.activeElement?.blur();
@@ -103,7 +104,8 @@ def serve(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
     command += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False"]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    command += [f"--{app}.expose_app_in_browser=True" for app in ("LabApp", "JupyterNotebookApp")]
+    command += ["--LabApp.extension_manager=readonly"]
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -224,12 +226,16 @@ class Notebook:
 
 
 @contextlib.contextmanager
-def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = False) -> Iterator[Notebook]:
+def open_notebook(
+    server: Server, browser: Browser, path: str, *, fresh: bool = False, classic: bool = False
+) -> Iterator[Notebook]:
     """Open a notebook that lies under the server's root; ready when its kernel is idle.
 
     In the page that the one before left, since loading JupyterLab takes longer than most tests; `fresh`: in a new one.
+    `classic`: in Notebook 7, which has a page of its own for each notebook.
     """
-    page = _take_page(server, browser, fresh)
+    fresh = fresh or classic
+    page = _new_page(browser) if classic else _take_page(server, browser, fresh)
     notebook = Notebook(page, server, path)
 
     def on_console(message: ConsoleMessage) -> None:
@@ -238,12 +244,16 @@ def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = 
             notebook.console.append(text)
 
     def on_error(error: object) -> None:
-        notebook.console.append(f"uncaught: {error}")
+        if not any(usual in str(error) for usual in USUAL):
+            notebook.console.append(f"uncaught: {error}")
 
     page.on("console", on_console)
     page.on("pageerror", on_error)
     try:
-        notebook.ask("void app.commands.execute('docmanager:open', {path: argument})", path)
+        if classic:
+            page.goto(server.url(f"notebooks/{path}"), wait_until="domcontentloaded")
+        else:
+            notebook.ask("void app.commands.execute('docmanager:open', {path: argument})", path)
         notebook.wait(f"panel?.context.path === {path!r}", 60)
         notebook.wait("panel.sessionContext.session?.kernel?.status === 'idle'", 60)
         yield notebook
@@ -252,9 +262,10 @@ def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = 
         raise
     page.remove_listener("console", on_console)
     page.remove_listener("pageerror", on_error)
-    notebook.leave()
     if fresh:
         page.context.close()
+    else:
+        notebook.leave()
 
 
 def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
@@ -263,15 +274,20 @@ def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
     empty = (page for page in pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
     page = None if fresh else next(empty, None)
     if page is None:
-        # in a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace
-        page = browser.new_context().new_page()
-        page.set_default_timeout(120_000)
+        page = _new_page(browser)
         page.goto(server.url("lab"), wait_until="domcontentloaded")
         page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
         page.evaluate("() => window.jupyterapp.restored")
         page.evaluate("() => window.jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
         page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
     page.set_viewport_size({"width": 1200, "height": 900})
+    return page
+
+
+def _new_page(browser: Browser) -> Page:
+    """In a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace."""
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
     return page
 
 
