@@ -2,13 +2,14 @@
 
 An output first has the widget beside HTML and text. As soon as a browser has drawn it, the output becomes HTML and
 text alone: in a page of Jupyter the view then stands in the place of that HTML, found by its mark, so that whatever is
-saved, and whenever, is what a reader without a kernel can show.
+saved, and whenever, is what a reader without a kernel can show. Not so under voila: see `_page_comes_later`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import time
 import uuid
@@ -136,6 +137,8 @@ class LiveView:
         with self._lock:
             self._refreshed_at = time.monotonic()
             self._swapped, self._swap_at = True, None
+            if _page_comes_later():
+                return
             data = self._marked() if self._outputs else {}
             for publisher, display_id, _ in self._outputs:
                 publisher.publish(data=data, transient={"display_id": display_id}, update=True)
@@ -201,6 +204,8 @@ class LiveView:
 
     def _alone(self) -> bool:
         """Whether nobody would miss it: none looks, and no output is still to be brought up to date."""
+        if self._watchers is None and _page_comes_later():
+            return False
         return not self._watchers and (self.finished.is_set() or (self.ephemeral and self._watchers is not None))
 
     def _seen(self) -> bool:
@@ -295,6 +300,14 @@ def present(make: Callable[[], LiveView], same: Callable[[LiveView], bool], text
     view.open()
     view.show(shell)
     _hook(shell)
+
+
+def _page_comes_later() -> bool:
+    """Whether the outputs, as each cell leaves them, become a page that then asks for its widgets: as voila has it.
+
+    The page may open long after the end of what it shows, and nobody saves it.
+    """
+    return "VOILA_BASE_URL" in os.environ
 
 
 def _cell(shell: Any) -> str | None:

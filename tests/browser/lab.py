@@ -65,7 +65,7 @@ def find_chromium() -> str | None:
 
 @dataclass
 class Server:
-    """A running JupyterLab with its own folders."""
+    """A running JupyterLab or voila with its own folders."""
 
     port: int
     token: str
@@ -85,27 +85,44 @@ class Server:
             urllib.request.urlopen(request, timeout=30).close()
 
     def answers(self) -> bool:
-        with contextlib.suppress(urllib.error.URLError, OSError):
+        try:
             urllib.request.urlopen(self.url("api/status"), timeout=2).close()
-            return True
-        return False
+        except urllib.error.HTTPError:
+            return True  # voila, which has no such page
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
 def serve(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     """Start JupyterLab on `folder/root`, with all it writes below `folder`; stop it with its kernels."""
     (folder / "config" / "labconfig").mkdir(parents=True)
-    (folder / "root").mkdir(exist_ok=True)
     (folder / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
     command += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False"]
     command += [f"--{app}.expose_app_in_browser=True" for app in ("LabApp", "JupyterNotebookApp")]
     command += ["--LabApp.extension_manager=readonly"]
+    with _running(folder, environment, token, command) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_voila(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Start voila on the notebooks in `folder/root`: each is a page below `voila/render/`."""
+    with _running(folder, environment, "", ["voila", "--no-browser", "--Voila.ip=127.0.0.1", "."]) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(folder: Path, environment: dict[str, str], token: str, command: list[str]) -> Iterator[Server]:
+    (folder / "root").mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", *command, f"--port={port}"]
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -137,7 +154,7 @@ def _wait_until_it_answers(server: Server) -> None:
     end = time.monotonic() + 60
     while not server.answers():
         if server.process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"JupyterLab does not answer:\n{server.log.read_text()[-3000:]}")
+            raise RuntimeError(f"the server does not answer:\n{server.log.read_text()[-3000:]}")
         time.sleep(0.1)
 
 
@@ -235,7 +252,7 @@ def open_notebook(
     `classic`: in Notebook 7, which has a page of its own for each notebook.
     """
     fresh = fresh or classic
-    page = _new_page(browser) if classic else _take_page(server, browser, fresh)
+    page = new_page(browser) if classic else _take_page(server, browser, fresh)
     notebook = Notebook(page, server, path)
 
     def on_console(message: ConsoleMessage) -> None:
@@ -274,7 +291,7 @@ def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
     empty = (page for page in pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
     page = None if fresh else next(empty, None)
     if page is None:
-        page = _new_page(browser)
+        page = new_page(browser)
         page.goto(server.url("lab"), wait_until="domcontentloaded")
         page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
         page.evaluate("() => window.jupyterapp.restored")
@@ -284,7 +301,7 @@ def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
     return page
 
 
-def _new_page(browser: Browser) -> Page:
+def new_page(browser: Browser) -> Page:
     """In a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace."""
     page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
     page.set_default_timeout(120_000)
