@@ -53,8 +53,8 @@ def test_it_is_live(notebook: Notebook) -> None:
     assert "/notebooks/" in notebook.page.url
     notebook.page.locator(BAR).wait_for(timeout=60_000)
     for _ in range(3):
-        before = done(notebook)
-        notebook.page.wait_for_function(f"(before) => document.querySelector('{BAR}').ariaValueNow > before", arg=before)
+        moved = f"(before) => document.querySelector('{BAR}').ariaValueNow > before"
+        notebook.page.wait_for_function(moved, arg=done(notebook))
 
 
 def test_a_failure_and_a_row_show_all_of_their_call(notebook: Notebook) -> None:

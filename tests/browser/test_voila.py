@@ -54,13 +54,14 @@ def test_the_dashboard_is_live(voila: Server, browser: Browser, pictures: Path) 
     done = "document.querySelector('.qnb-batch [role=progressbar]').ariaValueNow"
     before = page.evaluate(done)
     page.wait_for_function(f"(before) => Number({done}) > Number(before)", arg=before)
+    page.screenshot(path=pictures / "voila-live.png")
     page.get_by_role("button", name=re.compile("^Pause local-")).click()
     expect(page.locator(".qnb-workers tbody tr")).to_contain_text("paused")
     page.locator(".qnb-batch").get_by_role("button", name="Cancel").click()
     expect(page.locator(".qnb-batch .qnb-legend")).to_contain_text("cancelled")
     for width in (600, 1600):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.screenshot(path=pictures / f"voila-light-{width}.png", full_page=True)
+        page.set_viewport_size({"width": width, "height": 1800})
+        page.screenshot(path=pictures / f"voila-light-{width}.png")
         assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     page.context.close()
 
@@ -80,6 +81,6 @@ def test_what_was_over_before_the_page_opened_is_there_and_answers(
     expect(late.locator(".qnb-detail")).to_contain_text("ZeroDivisionError: division by zero")
     assert not page.get_by_text(re.compile("Error displaying widget|model not found", re.IGNORECASE)).count()
     for width in (600, 1600):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.screenshot(path=pictures / f"voila-dark-{width}.png", full_page=True)
+        page.set_viewport_size({"width": width, "height": 1800})
+        page.screenshot(path=pictures / f"voila-dark-{width}.png")
     page.context.close()
