@@ -109,6 +109,14 @@ class LiveView:
         self._widget.on_msg(self._hear)
         STAGE.add(self)
 
+    def widget(self) -> object:
+        """Its widget, for a front end that puts it in place itself, as marimo does; without a bundle, the text."""
+        if not _is_built(self):
+            self.release()
+            return self.bundle()["text/plain"]
+        self.open()
+        return self._widget
+
     def show(self, shell: Any) -> bool:
         """Make one more output that shows it. False when it is too late for that."""
         with self._lock:
@@ -293,13 +301,17 @@ def present(make: Callable[[], LiveView], same: Callable[[LiveView], bool], text
         if isinstance(view, LiveView) and same(view) and view.show(shell):
             return
     view = make()
-    if not (STATIC / f"{view.entry}.js").is_file():
+    if not _is_built(view):
         shell.display_pub.publish(data=view.bundle())
         view.release()
         return
     view.open()
     view.show(shell)
     _hook(shell)
+
+
+def _is_built(view: LiveView) -> bool:
+    return (STATIC / f"{view.entry}.js").is_file()
 
 
 def _page_comes_later() -> bool:
