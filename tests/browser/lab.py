@@ -65,7 +65,7 @@ def find_chromium() -> str | None:
 
 @dataclass
 class Server:
-    """A running JupyterLab or voila with its own folders."""
+    """A running JupyterLab, voila or marimo with its own folders."""
 
     port: int
     token: str
@@ -88,7 +88,7 @@ class Server:
         try:
             urllib.request.urlopen(self.url("api/status"), timeout=2).close()
         except urllib.error.HTTPError:
-            return True  # voila, which has no such page
+            return True  # voila and marimo have no such page
         except OSError:
             return False
         return True
@@ -113,6 +113,14 @@ def serve(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
 def serve_voila(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     """Start voila on the notebooks in `folder/root`: each is a page below `voila/render/`."""
     with _running(folder, environment, "", ["voila", "--no-browser", "--Voila.ip=127.0.0.1", "."]) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_marimo(folder: Path, environment: dict[str, str], app: str) -> Iterator[Server]:
+    """Start marimo on an app in `folder/root`: it is the page."""
+    command = ["marimo", "run", app, "--headless", "--no-token", "--host=127.0.0.1"]
+    with _running(folder, environment, "", command) as server:
         yield server
 
 
