@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 import uuid
@@ -310,6 +311,14 @@ def present(make: Callable[[], LiveView], same: Callable[[LiveView], bool], text
     _hook(shell)
 
 
+def _is_run_by_a_program(shell: Any) -> bool:
+    """Whether nobody looks while cells run, as with nbconvert or papermill: no page will ever tell of a view.
+
+    Jupyter's pages and VS Code name the cell that they run, and a Jupyter server the notebook. Colab does neither.
+    """
+    return _cell(shell) is None and "JPY_SESSION_NAME" not in os.environ and "google.colab" not in sys.modules
+
+
 def _is_built(view: LiveView) -> bool:
     return (STATIC / f"{view.entry}.js").is_file()
 
@@ -357,6 +366,8 @@ def _publish_ends(_result: object) -> None:
         if view.over():
             STAGE.hurry()
             view.finished.wait(1.0)
+        elif _is_run_by_a_program(shell):
+            view.publish()
     if not _live():
         for event, callback in (("pre_run_cell", _outputs_go), ("post_run_cell", _publish_ends)):
             shell.events.unregister(event, callback)
