@@ -2,14 +2,14 @@
 
 An output first has the widget beside HTML and text. As soon as a browser has drawn it, the output becomes HTML and
 text alone: in a page of Jupyter the view then stands in the place of that HTML, found by its mark, so that whatever is
-saved, and whenever, is what a reader without a kernel can show. Not so under voila: see `_page_comes_later`.
+saved, and whenever, is what a reader without a kernel can show. Not so under voila, whose page is built from what
+each cell leaves and asks for its widgets only then.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -23,6 +23,7 @@ from IPython.core.getipython import get_ipython
 from qnb.errors import QnbError
 from qnb.notebook.stage import STAGE
 from qnb.notebook.widget import STATIC, Widget, close, hear_while_busy, widget_class
+from qnb.settings import has_notebook_server, in_voila
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 # Seconds. A live view that heard nothing for three heartbeats says so.
@@ -146,8 +147,8 @@ class LiveView:
         with self._lock:
             self._refreshed_at = time.monotonic()
             self._swapped, self._swap_at = True, None
-            if _page_comes_later():
-                return
+            if in_voila():
+                return  # nobody saves its page, and what comes after a cell does not reach it
             data = self._marked() if self._outputs else {}
             for publisher, display_id, _ in self._outputs:
                 publisher.publish(data=data, transient={"display_id": display_id}, update=True)
@@ -213,8 +214,8 @@ class LiveView:
 
     def _alone(self) -> bool:
         """Whether nobody would miss it: none looks, and no output is still to be brought up to date."""
-        if self._watchers is None and _page_comes_later():
-            return False
+        if self._watchers is None and in_voila():
+            return False  # its page may open long after the end of what it shows
         return not self._watchers and (self.finished.is_set() or (self.ephemeral and self._watchers is not None))
 
     def _seen(self) -> bool:
@@ -316,19 +317,11 @@ def _is_run_by_a_program(shell: Any) -> bool:
 
     Jupyter's pages and VS Code name the cell that they run, and a Jupyter server the notebook. Colab does neither.
     """
-    return _cell(shell) is None and "JPY_SESSION_NAME" not in os.environ and "google.colab" not in sys.modules
+    return _cell(shell) is None and not has_notebook_server() and "google.colab" not in sys.modules
 
 
 def _is_built(view: LiveView) -> bool:
     return (STATIC / f"{view.entry}.js").is_file()
-
-
-def _page_comes_later() -> bool:
-    """Whether the outputs, as each cell leaves them, become a page that then asks for its widgets: as voila has it.
-
-    The page may open long after the end of what it shows, and nobody saves it.
-    """
-    return "VOILA_BASE_URL" in os.environ
 
 
 def _cell(shell: Any) -> str | None:

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+# No test has a network: nothing is found but what runs here.
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 # Every cell is drawn, whether or not it is scrolled into view; no news from outside.
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
@@ -168,12 +170,13 @@ def _wait_until_it_answers(server: Server) -> None:
 
 @dataclass
 class Notebook:
-    """A notebook in the browser. `console` has the errors that the page reported."""
+    """A notebook in the browser. `console` has the errors that the page reported, `outside` what it asked of others."""
 
     page: Page
     server: Server
     path: str
     console: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
     def ask(self, expression: str, argument: Any = None) -> Any:
         """The value of a JavaScript expression in which `panel` is the notebook's panel and `app` the application."""
@@ -272,8 +275,13 @@ def open_notebook(
         if not any(usual in str(error) for usual in USUAL):
             notebook.console.append(f"uncaught: {error}")
 
+    def on_request(request: Request) -> None:
+        if not request.url.startswith((f"http://127.0.0.1:{server.port}/", "data:", "blob:")):
+            notebook.outside.append(request.url)
+
     page.on("console", on_console)
     page.on("pageerror", on_error)
+    page.on("request", on_request)
     try:
         if classic:
             page.goto(server.url(f"notebooks/{path}"), wait_until="domcontentloaded")
@@ -287,6 +295,7 @@ def open_notebook(
         raise
     page.remove_listener("console", on_console)
     page.remove_listener("pageerror", on_error)
+    page.remove_listener("request", on_request)
     if fresh:
         page.context.close()
     else:
