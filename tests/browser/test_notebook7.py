@@ -103,3 +103,4 @@ def test_the_last_state_outlives_the_kernel(notebook: Notebook, server: Server, 
         expect(reopened.page.locator(".jp-OutputArea").first).to_contain_text("3,000 calls")
         assert not reopened.page.get_by_text("Error displaying widget").count()
         assert reopened.console == []
+        assert reopened.outside == [], "the page and all that it loads come from the server"

@@ -1,4 +1,4 @@
-"""No view asks anything of another host: no CDN, no network. Notebook 7, since its page is loaded with the notebook."""
+"""No view asks anything of another host: no CDN, no network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTSIDE = "http://qnb.example/anything"
 
 
 def test_every_view_comes_up_and_asks_nobody(server: Server, browser: Browser) -> None:
-    with written(server, browser, "offline.ipynb", *CELLS, classic=True) as notebook:
+    with written(server, browser, "offline.ipynb", *CELLS) as notebook:
         notebook.run_all()
         for view in ("batch", "session", "workers", "events", "brokers", "runs", "queues"):
             expect(notebook.page.locator(f".qnb-{view}")).to_be_visible()
