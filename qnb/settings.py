@@ -190,6 +190,16 @@ def local_zone() -> str | None:
     return None
 
 
+def in_voila() -> bool:
+    """Whether voila runs this kernel: what each cell leaves becomes a page, which asks for its widgets only then."""
+    return "VOILA_BASE_URL" in os.environ
+
+
+def has_notebook_server() -> bool:
+    """Whether a Jupyter server started this kernel for a notebook: nbconvert and papermill start their own."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
 def cpu_count() -> int:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -213,6 +213,12 @@ class BrokerTable:
 
         display(self)
 
+    def _display_(self) -> object:
+        """As marimo asks for it."""
+        from qnb.notebook.brokers_view import BrokersView
+
+        return BrokersView(self).widget()
+
     def __repr__(self) -> str:
         head, lines = self._lines()
         widths = [min(30, max(len(line[at]) for line in (head, *lines))) for at in range(len(head))]

@@ -255,6 +255,12 @@ class Workers:
 
         display(self)
 
+    def _display_(self) -> object:
+        """As marimo asks for it."""
+        from qnb.notebook.workers_view import WorkersView
+
+        return WorkersView(self).widget()
+
     def __repr__(self) -> str:
         if not self._rows:
             return "no workers: start one with `qnb worker URL`, or Session(workers=2)"

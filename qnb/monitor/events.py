@@ -138,6 +138,12 @@ class Events:
 
         display(self)
 
+    def _display_(self) -> object:
+        """As marimo asks for it."""
+        from qnb.notebook.events_view import EventsView
+
+        return EventsView(self).widget()
+
     def __repr__(self) -> str:
         return repr(self.df) if self._latest else "no events yet"
 

@@ -2,13 +2,15 @@
 
 An output first has the widget beside HTML and text. As soon as a browser has drawn it, the output becomes HTML and
 text alone: in a page of Jupyter the view then stands in the place of that HTML, found by its mark, so that whatever is
-saved, and whenever, is what a reader without a kernel can show.
+saved, and whenever, is what a reader without a kernel can show. Not so under voila, whose page is built from what
+each cell leaves and asks for its widgets only then.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import sys
 import threading
 import time
 import uuid
@@ -21,6 +23,7 @@ from IPython.core.getipython import get_ipython
 from qnb.errors import QnbError
 from qnb.notebook.stage import STAGE
 from qnb.notebook.widget import STATIC, Widget, close, hear_while_busy, widget_class
+from qnb.settings import has_notebook_server, in_voila
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 # Seconds. A live view that heard nothing for three heartbeats says so.
@@ -108,6 +111,14 @@ class LiveView:
         self._widget.on_msg(self._hear)
         STAGE.add(self)
 
+    def widget(self) -> object:
+        """Its widget, for a front end that puts it in place itself, as marimo does; without a bundle, the text."""
+        if not _is_built(self):
+            self.release()
+            return self.bundle()["text/plain"]
+        self.open()
+        return self._widget
+
     def show(self, shell: Any) -> bool:
         """Make one more output that shows it. False when it is too late for that."""
         with self._lock:
@@ -136,6 +147,8 @@ class LiveView:
         with self._lock:
             self._refreshed_at = time.monotonic()
             self._swapped, self._swap_at = True, None
+            if in_voila():
+                return  # nobody saves its page, and what comes after a cell does not reach it
             data = self._marked() if self._outputs else {}
             for publisher, display_id, _ in self._outputs:
                 publisher.publish(data=data, transient={"display_id": display_id}, update=True)
@@ -201,6 +214,8 @@ class LiveView:
 
     def _alone(self) -> bool:
         """Whether nobody would miss it: none looks, and no output is still to be brought up to date."""
+        if self._watchers is None and in_voila():
+            return False  # its page may open long after the end of what it shows
         return not self._watchers and (self.finished.is_set() or (self.ephemeral and self._watchers is not None))
 
     def _seen(self) -> bool:
@@ -288,13 +303,25 @@ def present(make: Callable[[], LiveView], same: Callable[[LiveView], bool], text
         if isinstance(view, LiveView) and same(view) and view.show(shell):
             return
     view = make()
-    if not (STATIC / f"{view.entry}.js").is_file():
+    if not _is_built(view):
         shell.display_pub.publish(data=view.bundle())
         view.release()
         return
     view.open()
     view.show(shell)
     _hook(shell)
+
+
+def _is_run_by_a_program(shell: Any) -> bool:
+    """Whether nobody looks while cells run, as with nbconvert or papermill: no page will ever tell of a view.
+
+    Jupyter's pages and VS Code name the cell that they run, and a Jupyter server the notebook. Colab does neither.
+    """
+    return _cell(shell) is None and not has_notebook_server() and "google.colab" not in sys.modules
+
+
+def _is_built(view: LiveView) -> bool:
+    return (STATIC / f"{view.entry}.js").is_file()
 
 
 def _cell(shell: Any) -> str | None:
@@ -332,6 +359,8 @@ def _publish_ends(_result: object) -> None:
         if view.over():
             STAGE.hurry()
             view.finished.wait(1.0)
+        elif _is_run_by_a_program(shell):
+            view.publish()
     if not _live():
         for event, callback in (("pre_run_cell", _outputs_go), ("post_run_cell", _publish_ends)):
             shell.events.unregister(event, callback)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qnb.notebook import plain
 from qnb.notebook.batch_view import BatchView
 from qnb.notebook.live import present
+from qnb.notebook.places import from_here
 from qnb.notebook.polled import PolledView
 from qnb.notebook.stage import STAGE
 from qnb.notebook.words import count
@@ -61,7 +62,7 @@ class RunsView(PolledView):
             for row in (dict(zip(history.COLUMNS, values, strict=True)) for values in found)
         ]
         self._seconds = max(self.period, (time.thread_time() - begun) / SHARE)
-        return {"runs": rows, "backend": self.session.backend_url, "limit": self._limit}
+        return {"runs": rows, "backend": from_here(self.session.backend_url), "limit": self._limit}
 
     def bundle(self) -> dict[str, str]:
         heads = ["run", "kind", "name", "calls", *_ENDS, "began", "session"]

@@ -324,6 +324,13 @@ class Batch(Referable):
         self.session.flush()
         display(self)
 
+    def _display_(self) -> object:
+        """As marimo asks for it."""
+        from qnb.notebook.batch_view import BatchView
+
+        self.session.flush()
+        return BatchView(self).widget()
+
     # What the collector does with it -------------------------------------------------------------------------
 
     def sent(self, first: int, count: int, at: float) -> None:

@@ -167,6 +167,12 @@ class Session(concurrent.futures.Executor):
 
         display(self)
 
+    def _display_(self) -> object:
+        """As marimo asks for it."""
+        from qnb.notebook.session_view import SessionView
+
+        return SessionView(self).widget()
+
     @property
     def broker_url(self) -> str:
         """The broker's URL, without password."""

@@ -61,13 +61,13 @@ def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> O
 
 
 @contextlib.contextmanager
-def written(server: Server, browser: Browser, name: str, *cells: str) -> Iterator[Notebook]:
+def written(server: Server, browser: Browser, name: str, *cells: str, classic: bool = False) -> Iterator[Notebook]:
     """Write a notebook of these cells and open it; its kernel ends with it."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, server.root / name)
     try:
-        with open_notebook(server, browser, name) as notebook:
+        with open_notebook(server, browser, name, classic=classic) as notebook:
             yield notebook
     finally:
         server.end_kernels(name)

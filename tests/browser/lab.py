@@ -1,4 +1,4 @@
-"""A private JupyterLab server, and a notebook opened on it in a headless Chromium."""
+"""A private Jupyter server, and a notebook opened on it in a headless Chromium: in JupyterLab, or in Notebook 7."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+# No test has a network: nothing is found but what runs here.
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 # Every cell is drawn, whether or not it is scrolled into view; no news from outside.
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
@@ -32,8 +34,9 @@ SETTINGS = {
     },
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
-# Any JupyterLab page says these: they are not about the notebook.
+# Any JupyterLab page says these, the last any of Notebook 7 that starts: they are not about the notebook.
 USUAL = ("favicon", "ResizeObserver loop", "/lsp/status", "Third-party cookie", "api/me", "Autofill.")
+USUAL += ("undefined (reading 'schema')",)
 # Of all that lies above and in the notebook.
 HEIGHT = """() => {
   document.activeElement?.blur();
@@ -64,7 +67,7 @@ def find_chromium() -> str | None:
 
 @dataclass
 class Server:
-    """A running JupyterLab with its own folders."""
+    """A running JupyterLab, voila or marimo with its own folders."""
 
     port: int
     token: str
@@ -84,26 +87,52 @@ class Server:
             urllib.request.urlopen(request, timeout=30).close()
 
     def answers(self) -> bool:
-        with contextlib.suppress(urllib.error.URLError, OSError):
+        try:
             urllib.request.urlopen(self.url("api/status"), timeout=2).close()
-            return True
-        return False
+        except urllib.error.HTTPError:
+            return True  # voila and marimo have no such page
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
 def serve(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     """Start JupyterLab on `folder/root`, with all it writes below `folder`; stop it with its kernels."""
     (folder / "config" / "labconfig").mkdir(parents=True)
-    (folder / "root").mkdir(exist_ok=True)
     (folder / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
+    token = secrets.token_hex(16)
+    command = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
+    command += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False"]
+    command += [f"--{app}.expose_app_in_browser=True" for app in ("LabApp", "JupyterNotebookApp")]
+    command += ["--LabApp.extension_manager=readonly"]
+    with _running(folder, environment, token, command) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_voila(folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Start voila on the notebooks in `folder/root`: each is a page below `voila/render/`."""
+    with _running(folder, environment, "", ["voila", "--no-browser", "--Voila.ip=127.0.0.1", "."]) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_marimo(folder: Path, environment: dict[str, str], app: str) -> Iterator[Server]:
+    """Start marimo on an app in `folder/root`: it is the page."""
+    command = ["marimo", "run", app, "--headless", "--no-token", "--host=127.0.0.1"]
+    with _running(folder, environment, "", command) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(folder: Path, environment: dict[str, str], token: str, command: list[str]) -> Iterator[Server]:
+    (folder / "root").mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
-    command += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.terminals_enabled=False"]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
+    command = [sys.executable, "-m", *command, f"--port={port}"]
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -135,18 +164,19 @@ def _wait_until_it_answers(server: Server) -> None:
     end = time.monotonic() + 60
     while not server.answers():
         if server.process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"JupyterLab does not answer:\n{server.log.read_text()[-3000:]}")
+            raise RuntimeError(f"the server does not answer:\n{server.log.read_text()[-3000:]}")
         time.sleep(0.1)
 
 
 @dataclass
 class Notebook:
-    """A notebook in the browser. `console` has the errors that the page reported."""
+    """A notebook in the browser. `console` has the errors that the page reported, `outside` what it asked of others."""
 
     page: Page
     server: Server
     path: str
     console: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
     def ask(self, expression: str, argument: Any = None) -> Any:
         """The value of a JavaScript expression in which `panel` is the notebook's panel and `app` the application."""
@@ -224,12 +254,16 @@ class Notebook:
 
 
 @contextlib.contextmanager
-def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = False) -> Iterator[Notebook]:
+def open_notebook(
+    server: Server, browser: Browser, path: str, *, fresh: bool = False, classic: bool = False
+) -> Iterator[Notebook]:
     """Open a notebook that lies under the server's root; ready when its kernel is idle.
 
     In the page that the one before left, since loading JupyterLab takes longer than most tests; `fresh`: in a new one.
+    `classic`: in Notebook 7, which has a page of its own for each notebook.
     """
-    page = _take_page(server, browser, fresh)
+    fresh = fresh or classic
+    page = new_page(browser) if classic else _take_page(server, browser, fresh)
     notebook = Notebook(page, server, path)
 
     def on_console(message: ConsoleMessage) -> None:
@@ -238,12 +272,21 @@ def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = 
             notebook.console.append(text)
 
     def on_error(error: object) -> None:
-        notebook.console.append(f"uncaught: {error}")
+        if not any(usual in str(error) for usual in USUAL):
+            notebook.console.append(f"uncaught: {error}")
+
+    def on_request(request: Request) -> None:
+        if not request.url.startswith((f"http://127.0.0.1:{server.port}/", "data:", "blob:")):
+            notebook.outside.append(request.url)
 
     page.on("console", on_console)
     page.on("pageerror", on_error)
+    page.on("request", on_request)
     try:
-        notebook.ask("void app.commands.execute('docmanager:open', {path: argument})", path)
+        if classic:
+            page.goto(server.url(f"notebooks/{path}"), wait_until="domcontentloaded")
+        else:
+            notebook.ask("void app.commands.execute('docmanager:open', {path: argument})", path)
         notebook.wait(f"panel?.context.path === {path!r}", 60)
         notebook.wait("panel.sessionContext.session?.kernel?.status === 'idle'", 60)
         yield notebook
@@ -252,9 +295,11 @@ def open_notebook(server: Server, browser: Browser, path: str, *, fresh: bool = 
         raise
     page.remove_listener("console", on_console)
     page.remove_listener("pageerror", on_error)
-    notebook.leave()
+    page.remove_listener("request", on_request)
     if fresh:
         page.context.close()
+    else:
+        notebook.leave()
 
 
 def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
@@ -263,15 +308,20 @@ def _take_page(server: Server, browser: Browser, fresh: bool) -> Page:
     empty = (page for page in pages if page.url.startswith(server.url("").split("?")[0]) and is_free(page))
     page = None if fresh else next(empty, None)
     if page is None:
-        # in a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace
-        page = browser.new_context().new_page()
-        page.set_default_timeout(120_000)
+        page = new_page(browser)
         page.goto(server.url("lab"), wait_until="domcontentloaded")
         page.wait_for_function("() => window.jupyterapp?.commands.hasCommand('docmanager:open')")
         page.evaluate("() => window.jupyterapp.restored")
         page.evaluate("() => window.jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
         page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
     page.set_viewport_size({"width": 1200, "height": 900})
+    return page
+
+
+def new_page(browser: Browser) -> Page:
+    """In a context of its own: of two pages in one, JupyterLab would load the second anew, for another workspace."""
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
     return page
 
 

@@ -136,6 +136,7 @@ def start_kernel(folder: Path) -> Iterator[Kernel]:
     """A kernel in this folder, with qnb and these tests importable."""
     path = [str(ROOT), *(entry for entry in sys.path if entry)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "IPYTHONDIR": str(folder / "ipython")}
+    environment["JPY_SESSION_NAME"] = "test.ipynb"  # as a Jupyter server has it: somebody may look
     manager, client = start_new_kernel(kernel_name="python3", env=environment, cwd=str(folder))
     try:
         yield Kernel(manager, client)

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { Channel, PATIENCE } from "../src/lib/channel";
+import { Channel, PATIENCE, RESTARTED } from "../src/lib/channel";
 import { BatchStore, StateStore } from "../src/lib/store";
 import { FakeModel, delta, snapshot } from "./fakes";
 
@@ -62,7 +62,7 @@ test("a state that is whole makes up for one that was missed", () => {
 test("closing frees the model", () => {
   const model = new FakeModel(snapshot());
   const channel = new Channel(model, new BatchStore());
-  expect(model.listeners).toBe(1);
+  expect(model.listeners).toBe(2);
   channel.close();
   expect(model.listeners).toBe(0);
 });
@@ -74,4 +74,15 @@ test("a model that is closed takes nothing, and nothing breaks", () => {
     throw new Error("Cannot send");
   };
   expect(() => channel.send({ kind: "placed" })).not.toThrow();
+});
+
+test("a kernel that was restarted answers nothing: who asked and who asks is told", async () => {
+  const model = new FakeModel(snapshot());
+  const channel = new Channel(model, new BatchStore());
+  const busy = vi.fn();
+  const asked = channel.ask("cancel", {}, busy);
+  model.fire("comm_live_update");
+  expect([await asked, await channel.ask("retry", {}, busy)].map(({ ok, value }) => [ok, value])).toEqual([[false, RESTARTED], [false, RESTARTED]]);
+  await vi.advanceTimersByTimeAsync(PATIENCE);
+  expect(busy).not.toHaveBeenCalled();
 });

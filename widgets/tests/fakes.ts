@@ -42,7 +42,12 @@ export class FakeModel implements Model {
 
   /** A message of the kernel arrives. */
   tell(message: object, buffers: DataView[] = []): void {
-    for (const listener of this.#listeners.get("msg:custom") ?? []) listener(message, buffers);
+    this.fire("msg:custom", message, buffers);
+  }
+
+  /** Whoever listens for this event hears of it. */
+  fire(name: string, ...values: unknown[]): void {
+    for (const listener of this.#listeners.get(name) ?? []) listener(...values);
   }
 
   answer(what: string, value: unknown, ok = true): void {

@@ -19,6 +19,7 @@ export interface Store {
 /** How long a button waits for the kernel's word before it says that the kernel is busy, in milliseconds. */
 export const PATIENCE = 1500;
 const RESYNC_EVERY = 1000;
+export const RESTARTED = "The kernel was restarted. This is how things were; run the cell again to go on.";
 
 interface Request {
   heard: () => void;
@@ -34,6 +35,8 @@ export class Channel<S extends Store> {
   readonly choices = new Map<string, unknown>();
   /** `performance.now()` of the last message; the start counts as one. */
   heardAt: number;
+  /** Whether the kernel that made the model has been restarted: it will never answer. */
+  restarted = false;
   #model: Model;
   #asked = -Infinity;
   #requests = new Map<string, Request>();
@@ -49,6 +52,7 @@ export class Channel<S extends Store> {
     const saved = model.get("snapshot") as { kind?: string } | undefined;
     if (saved?.kind) store.apply(saved, []);
     model.on("msg:custom", this.#hear);
+    model.on("comm_live_update", this.#lose);
   }
 
   send(message: ToKernel): void {
@@ -62,6 +66,7 @@ export class Channel<S extends Store> {
   /** Ask the kernel for something. `busy` is called when it has not heard after 1.5 s; the answer may still come. */
   ask(what: string, argument: Record<string, unknown> = {}, busy: () => void = () => {}): Promise<Answer> {
     const id = `${++this.#number}`;
+    if (this.restarted) return Promise.resolve({ kind: "answer", id, ok: false, value: RESTARTED });
     return new Promise((done) => {
       const timer = setTimeout(busy, PATIENCE);
       const heard = (): void => clearTimeout(timer);
@@ -72,9 +77,20 @@ export class Channel<S extends Store> {
 
   close(): void {
     this.#model.off("msg:custom", this.#hear);
+    this.#model.off("comm_live_update", this.#lose);
     for (const { heard } of this.#requests.values()) heard();
     this.#requests.clear();
   }
+
+  /** Jupyter's widget manager says so of each model when a kernel restarts, and never takes it back. */
+  #lose = (): void => {
+    this.restarted = true;
+    for (const [id, { heard, done }] of this.#requests) {
+      heard();
+      done({ kind: "answer", id, ok: false, value: RESTARTED });
+    }
+    this.#requests.clear();
+  };
 
   #hear = (message: Ack | Answer | { kind: "other" }, buffers: DataView[] = []): void => {
     this.heardAt = this.#now();

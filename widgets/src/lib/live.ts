@@ -1,4 +1,4 @@
-import { Channel, type Model, type Store } from "./channel";
+import { Channel, RESTARTED, type Model, type Store } from "./channel";
 import { make, setText } from "./dom";
 import { mount, type Mounted } from "./mount";
 import type { Presence } from "./protocol";
@@ -114,7 +114,7 @@ export abstract class LiveView<S extends Store> implements Mounted {
     const silent = now - this.channel.heardAt;
     const said = now < this.#saidUntil ? this.#said : "";
     const lost = this.#visible && !this.channel.store.over && silent > SILENCE;
-    const text = this.#busy ? BUSY : said || (lost ? `No news from the kernel for ${duration(silent / 1000)}.` : "");
+    const text = this.channel.restarted ? RESTARTED : this.#busy ? BUSY : said || (lost ? `No news from the kernel for ${duration(silent / 1000)}.` : "");
     setText(this.note, text);
     this.note.hidden = !text;
   }
