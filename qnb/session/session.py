@@ -142,6 +142,7 @@ class Session(concurrent.futures.Executor):
         self.recorder = Recorder(self)
         self.revocations = Revocations(self)
         self.batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
+        self.attached: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()  # streams of its own
         self.keyed: dict[str, Batch] = {}  # by run: of the latest submits with a key
         self.attaching = threading.Lock()
         put = self._put_archive if self.backend.blobs else None

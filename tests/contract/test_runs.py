@@ -51,6 +51,19 @@ def test_runs(session: qnb.Session) -> None:
     assert len(session.runs(limit=1)) == 1
 
 
+def test_own_submits_attached_again_and_again_are_followed_once(session: qnb.Session, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    future = session.submit(gate.task, 1)
+    run = future.id.rpartition(":")[0]
+    _listed(session, run)
+    found = [session.attach(run) for _ in range(5)]
+    names = [thread.name for thread in threading.enumerate()]
+    gate.open()
+    assert names.count(f"qnb-follow-{run}") == 1
+    assert all(batch.wait(SECONDS) for batch in found)
+    assert future.result(SECONDS) == found[0][future._index].result(SECONDS)
+
+
 def test_the_results_of_runs_that_are_over_are_read_once(
     session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
