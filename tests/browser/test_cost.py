@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -61,12 +61,12 @@ def cost_of(trace: bytes, frames: int, rate: float) -> Cost:
     """From Chromium's own trace: the main thread of the page that did most, and what it was spent on."""
     events: list[dict[str, Any]] = json.loads(trace)["traceEvents"]
     names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
-    spent: dict[int, Counter[str]] = {}
+    spent: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     layouts: Counter[int] = Counter()
     for event in events:
         process = event["pid"]
         if event.get("ph") == "X" and names.get((process, event["tid"])) == "CrRendererMain":
-            spent.setdefault(process, Counter())[event["name"]] += event.get("tdur", 0) / 1000 / frames
+            spent[process][event["name"]] += event.get("tdur", 0) / 1000 / frames
             layouts[process] += event["name"] == "Layout"
     page = max(spent, key=lambda process: spent[process]["RunTask"])
     parts = {part: sum(spent[page][name] for name in kinds) for part, kinds in WORK.items()}

@@ -24,6 +24,7 @@ WATCH = """() => {
       window.seen.push([Number(bar.getAttribute('aria-valuenow')), Number(bar.getAttribute('aria-valuemax'))]);
   }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ['aria-valuenow']});
 }"""
+TRUSTED = "panel.content.widgets.every(({ model }) => model.type !== 'code' || model.trusted)"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_it_is_fit_to_be_seen(ran: Notebook, pictures: Path) -> None:
 def test_reopened_it_shows_the_last_state(
     ran: Notebook, server: Server, browser: Browser, pictures: Path, trusted: bool
 ) -> None:
-    """By a colleague, or on another day: under a name that no kernel has, for one that still runs would go on with it."""
+    """By a colleague, or on another day: under another name, for a kernel that still runs would go on with this one."""
     saved = ran.save()
     assert len(html_outputs(saved)) == 2
     assert all(set(output["data"]) == {"text/html", "text/plain"} for output in html_outputs(saved))
@@ -80,7 +81,7 @@ def test_reopened_it_shows_the_last_state(
     name = f"reopened-{'trusted' if trusted else 'untrusted'}.ipynb"
     (server.root / name).write_text(json.dumps(saved))
     with open_notebook(server, browser, name) as reopened:
-        assert reopened.ask("panel.content.widgets.every(({ model }) => model.type !== 'code' || model.trusted)") is trusted
+        assert reopened.ask(TRUSTED) is trusted
         table = reopened.page.locator(".jp-OutputArea table", has_text="worker").last
         table.wait_for()
         assert "done" in table.inner_text()
