@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, expect
 from tests.browser.conftest import Open
 from tests.browser.lab import Notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.unproven, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
