@@ -238,6 +238,8 @@ def test_no_serious_fault_of_accessibility(notebook: Notebook, dark: bool) -> No
 
 def test_the_keyboard_alone_can_do_everything(notebook: Notebook) -> None:
     """Whatever a click does, one of the stops of the Tab key does."""
+    # each task that runs has a button of its own, which goes with it
+    expect(view(notebook, "workers").locator(".qnb-tasks li")).to_have_count(0, timeout=60_000)
     for name in VIEWS:
         unreachable = view(notebook, name).evaluate(
             """(view) => {
