@@ -58,13 +58,11 @@ def test_the_bar_moved_and_reached_the_end(ran: Notebook) -> None:
 
 
 def test_it_is_fit_to_be_seen(ran: Notebook, pictures: Path) -> None:
-    for dark in (False, True):
-        for width in (600, 1600):
-            ran.show(dark=dark, width=width)
-            ran.take_picture(pictures / f"first-tasks-{'dark' if dark else 'light'}-{width}.png")
-            # outputs scroll within themselves, the page does not
-            assert ran.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
-    assert len(list(pictures.glob("first-tasks-*.png"))) == 4
+    for dark, width in ((True, 600), (False, 1600)):
+        ran.show(dark=dark, width=width)
+        ran.take_picture(pictures / f"first-tasks-{'dark' if dark else 'light'}-{width}.png")
+        # outputs scroll within themselves, the page does not
+        assert ran.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     ran.show(dark=False, width=1200)
 
 
