@@ -59,8 +59,7 @@ check "mypy" mypy
 check "widgets" python scripts/widgets.py test
 # Most tests wait for something: four at a time keep two cores busy. Browsers and benchmarks want them for themselves.
 check "pytest" python -m pytest tests --numprocesses=4 --dist=loadscope --durations=25 -m "not browser and not alone"
-check "pytest, one at a time" python -m pytest tests -m "(browser or alone) and not unproven"
-say "not run: tests/browser that are marked unproven (pytest -m unproven)"
+check "pytest, one at a time" python -m pytest tests -m "browser or alone"
 check "notebooks" python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 for reason in "${left_out[@]}"; do say "left out: $reason"; done

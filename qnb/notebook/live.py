@@ -22,7 +22,7 @@ from IPython.core.getipython import get_ipython
 
 from qnb.errors import QnbError
 from qnb.notebook.stage import STAGE
-from qnb.notebook.widget import STATIC, Widget, close, hear_while_busy, widget_class
+from qnb.notebook.widget import STATIC, Widget, hear_while_busy, widget_class
 from qnb.settings import has_notebook_server, in_voila
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
@@ -209,7 +209,7 @@ class LiveView:
         self.watched(False)
         self.release()
         if self._widget is not None:
-            close(self._widget)
+            self._widget.close()
         return False
 
     def _alone(self) -> bool:

@@ -17,6 +17,10 @@ class LiveWidget(anywidget.AnyWidget):
 
     key: Any = traitlets.Unicode().tag(sync=True)
     snapshot: Any = traitlets.Dict().tag(sync=True)
+    # None is a view that is as wide as its output. With one, ipywidgets builds a second model and view for it, and
+    # posts a message to the widget once that is there: where the output has become HTML by then, the widget has been
+    # taken down and the message is an error in the console ("processLuminoMessage" of null).
+    layout: Any = traitlets.Any(None, allow_none=True).tag(sync=True)
 
 
 @cache
@@ -33,7 +37,6 @@ class Widget(Protocol):
 
     model_id: str
     comm: Any
-    layout: Any
     snapshot: Any
 
     def send(self, content: object, buffers: Any = None) -> None: ...
@@ -53,8 +56,3 @@ def hear_while_busy(widget: Widget) -> None:
         widget.comm._reply_subshell_for = None
     widget.comm.handle_msg = widget._handle_msg
 
-
-def close(widget: Widget) -> None:
-    """Free the model and its layout here and in the browser. ipywidgets would leave the layout."""
-    widget.layout.close()
-    widget.close()

@@ -7,6 +7,8 @@ export const ROW = 24;
 /** Rows that are seen at once, and those beyond that are drawn so that scrolling shows no gap. */
 const SEEN = 10;
 const BEYOND = 5;
+/** How long after the last of a scroll that passed all of those the rows beyond are drawn again, in milliseconds. */
+const REST = 120;
 
 export interface Asked {
   sort(column: string): void;
@@ -26,6 +28,8 @@ export class Grid {
   #sized = false;
   /** How far it is scrolled: asking the page for it while it is being changed would have it laid out at once. */
   #top = 0;
+  /** While more rows than those pass by at once, only rows in sight are drawn: the others would never be seen. */
+  #rest: ReturnType<typeof setTimeout> | null = null;
   #laidOut = "";
   #order: Uint32Array | null = null;
   #rows: Rows | null = null;
@@ -87,7 +91,15 @@ export class Grid {
   }
 
   #scrolled(): void {
+    const before = this.#top;
     this.#top = this.#scroller.scrollTop;
+    if (this.#rest !== null || Math.abs(this.#top - before) > BEYOND * ROW) {
+      if (this.#rest !== null) clearTimeout(this.#rest);
+      this.#rest = setTimeout(() => {
+        this.#rest = null;
+        this.#paint();
+      }, REST);
+    }
     this.#paint();
   }
 
@@ -110,8 +122,10 @@ export class Grid {
     const rows = this.#rows;
     if (!rows) return;
     const size = Math.min(this.length, SEEN + 2 * BEYOND + 1);
-    const first = Math.max(0, Math.min(this.length - size, Math.floor(this.#top / ROW) - BEYOND));
-    const last = first + size;
+    const beyond = this.#rest === null ? BEYOND : 0;
+    const number = Math.min(size, SEEN + 2 * beyond + 1);
+    const first = Math.max(0, Math.min(this.length - number, Math.floor(this.#top / ROW) - beyond));
+    const last = first + number;
     this.#resize(size);
     const lacking: number[] = [];
     let wider = false;

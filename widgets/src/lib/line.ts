@@ -5,6 +5,8 @@ import type { Rows } from "./rows";
 /** Characters that a column may take. */
 const WIDEST = 40;
 const WIDEST_RESULT = 56;
+/** What the font may draw wider than one character: such cells alone are clipped, for clipping costs more than text. */
+const UNUSUAL = /[^\x20-\x7e…·×]/;
 
 interface Cell {
   box: HTMLElement;
@@ -17,6 +19,7 @@ export class Line {
   readonly element = make("div", "qnb-grid-row", { role: "row" });
   #cells: Cell[];
   #shown: string[] = [];
+  #unusual: boolean[] = [];
   #classes: string[] = [];
   #place = -1;
   #state = "";
@@ -41,7 +44,8 @@ export class Line {
     const state = rows.state(index);
     if (place !== this.#place) {
       this.#place = place;
-      this.element.style.transform = `translateY(${place * view.height}px)`;
+      // not by a transform: each would be a layer of its own to the painter
+      this.element.style.top = `${place * view.height}px`;
       this.element.setAttribute("aria-rowindex", `${place + 2}`);
     }
     const name = `qnb-grid-row qnb-row-${state}${view.mark}`;
@@ -51,10 +55,15 @@ export class Line {
       const text = textOf(index, view.elapsed);
       const cell = this.#cells[at]!;
       if (cell.dot && state !== this.#state) cell.dot.className = `qnb-dot qnb-${state}`;
-      if (id === "result") this.#mark(at, rows.bad(index) ? "qnb-error" : number ? "qnb-number" : "");
-      if (text === this.#shown[at]) return;
-      cell.text.data = this.#shown[at] = text;
-      const width = Math.min(id === "result" ? WIDEST_RESULT : WIDEST, text.length + (cell.dot ? 4 : 2));
+      const bad = id === "result" && rows.bad(index);
+      if (text === this.#shown[at]) return this.#mark(at, bad, number);
+      this.#shown[at] = text;
+      const beside = cell.dot ? 4 : 2;
+      const most = (id === "result" ? WIDEST_RESULT : WIDEST) - beside;
+      cell.text.data = text.length > most ? `${text.slice(0, most - 1)}…` : text;
+      this.#unusual[at] = UNUSUAL.test(cell.text.data);
+      this.#mark(at, bad, number);
+      const width = Math.min(most, text.length) + beside;
       if (width > view.widths[at]!) {
         view.widths[at] = width;
         wider = true;
@@ -64,7 +73,8 @@ export class Line {
     return wider;
   }
 
-  #mark(at: number, name: string): void {
+  #mark(at: number, bad: boolean, number: boolean): void {
+    const name = (bad ? "qnb-error" : number ? "qnb-number" : "") + (this.#unusual[at] ? " qnb-clipped" : "");
     if (this.#classes[at] === name) return;
     this.#cells[at]!.box.className = this.#classes[at] = name;
   }
