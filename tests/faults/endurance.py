@@ -290,8 +290,9 @@ class Endurance:
             flush=True,
         )
         for name, values in self.memory.items():
-            print(f"  memory of the {name} that lived: {values[0]:.0f} MiB at the start, {values[-1]:.0f} at the end, "
-                  f"{max(values):.0f} at most ({len(values)} looks)", flush=True)  # fmt: skip
+            quarters = ", ".join(f"{values[(len(values) - 1) * n // 4]:.0f}" for n in range(5))
+            print(f"  memory of the {name} that lived, from quarter to quarter: {quarters} MiB, {max(values):.0f} at most "
+                  f"({len(values)} looks)", flush=True)  # fmt: skip
         for text in self.troubles:
             print(f"  trouble: {text}", flush=True)
 
