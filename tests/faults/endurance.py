@@ -291,7 +291,7 @@ class Endurance:
         )
         for name, values in self.memory.items():
             quarters = ", ".join(f"{values[(len(values) - 1) * n // 4]:.0f}" for n in range(5))
-            print(f"  memory of the {name} that lived, from quarter to quarter: {quarters} MiB, {max(values):.0f} at most "
+            print(f"  memory of the {name} that lived, by quarters: {quarters} MiB, {max(values):.0f} at most "
                   f"({len(values)} looks)", flush=True)  # fmt: skip
         for text in self.troubles:
             print(f"  trouble: {text}", flush=True)
