@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import os
@@ -122,14 +123,14 @@ class Session(concurrent.futures.Executor):
         atexit.register(_close_at_exit, weakref.ref(self))
 
     def _connect(self, url: str, backend_url: str) -> None:
-        self.broker = registry.open_broker(url)
-        try:
+        with contextlib.ExitStack() as undo:
+            self.broker = registry.open_broker(url)
+            undo.callback(self.broker.close)
             self.backend = registry.open_backend(backend_url)
-        except BaseException:
-            self.broker.close()
-            raise
-        self.bus = self.broker.bus()
-        self.inbox = self.bus.join(self.peer)
+            undo.callback(self.backend.close)
+            self.bus = self.broker.bus()
+            self.inbox = self.bus.join(self.peer)
+            undo.pop_all()
 
     def _equip(self) -> None:
         watch = Watch(self)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Locator, Page, Request, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 # No test has a network: nothing is found but what runs here.
@@ -240,8 +240,8 @@ class Notebook:
         """Until style sheets and fonts are there, and what a new size changes has been drawn twice."""
         self.page.evaluate(DRAWN)
 
-    def take_picture(self, target: Path) -> None:
-        """Of the whole notebook, as high as it is."""
+    def take_picture(self, target: Path, first: Locator | None = None, last: Locator | None = None) -> None:
+        """Of the whole notebook, as high as it is; or from the top of one element to the bottom of another."""
         size = self.page.viewport_size or {"width": 1200, "height": 900}
         for _ in range(2):  # what is drawn only once it can be seen makes the page higher
             height = min(16000, max(300, self.page.evaluate(HEIGHT) + 40))
@@ -249,7 +249,12 @@ class Notebook:
             self.wait_until_drawn()
         self.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 0)")
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=str(target))
+        upper, lower = (None if each is None else each.bounding_box() for each in (first, last))
+        clip: FloatRect | None = None
+        if upper is not None and lower is not None:
+            height = lower["y"] + lower["height"] - upper["y"]
+            clip = {"x": upper["x"], "y": upper["y"], "width": upper["width"], "height": height}
+        self.page.screenshot(path=str(target), clip=clip)
         self.page.set_viewport_size(size)
 
 

@@ -63,6 +63,9 @@ def test_it_is_fit_to_be_seen(ran: Notebook, pictures: Path) -> None:
         ran.take_picture(pictures / f"first-tasks-{'dark' if dark else 'light'}-{width}.png")
         # outputs scroll within themselves, the page does not
         assert ran.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    ran.show(dark=False, width=1000)
+    cells = ran.page.locator(".jp-Notebook .jp-Cell")
+    ran.take_picture(pictures / "first-tasks.png", cells.nth(19), cells.nth(21))
     ran.show(dark=False, width=1200)
 
 
