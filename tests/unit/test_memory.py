@@ -14,6 +14,7 @@ from qnb.brokers.base import QueueSpec, Turn
 from qnb.brokers.memory.broker import MemoryBroker
 from qnb.errors import BackendUnavailable, BrokerUnavailable
 from qnb.message import Envelope, Note, Stored
+from qnb.session.session import Session
 
 
 @pytest.fixture
@@ -155,3 +156,17 @@ def test_what_has_expired_is_gone() -> None:
     assert backend.get_blob("b") is None
     assert backend.revoked() == []
     backend.close()
+
+
+def test_a_session_that_cannot_join_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[type] = []
+
+    def away(self: object) -> object:
+        raise BrokerUnavailable("away, as this test wants it")
+
+    monkeypatch.setattr(MemoryBroker, "bus", away)
+    for kind in (MemoryBroker, MemoryBackend):
+        monkeypatch.setattr(kind, "close", lambda self: closed.append(type(self)))
+    with pytest.raises(BrokerUnavailable, match="as this test wants it"):
+        Session("memory:")
+    assert closed == [MemoryBackend, MemoryBroker]
