@@ -16,6 +16,7 @@ import qnb
 from qnb.backends import sql, sql_room
 from qnb.backends.schedules import Schedules
 from qnb.backends.sql import SqlBackend
+from qnb.codec.parts import stored_names
 from qnb.message import RunRecord, Stored
 
 MIB = 1 << 20
@@ -75,7 +76,7 @@ def test_what_schedules_need_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert isinstance(backend, SqlBackend)
         session.every("1h", lambda text: len(text), os.urandom(MIB))
         [(_, plan)] = Schedules(backend, session.signer).all()
-        needs = [plan.hash.hex(), str(plan.blob)]
+        needs = [stored_names(key, session.signer)[0] for key in (plan.hash.hex(), str(plan.blob))]
         fill(backend, 10)
         age(backend, tmp_path / "q.db", 2 * sql_room.YOUNG_SECONDS)
         monkeypatch.setattr(backend, "_sweep_at", 0.0)
