@@ -1,4 +1,4 @@
-"""Sessions that encrypt, workers that were not told, keys that are changed while work goes on, and keys side by side."""
+"""Sessions that encrypt, workers that were not told, keys changed while work goes on, and two keys in one place."""
 
 from __future__ import annotations
 

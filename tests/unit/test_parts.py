@@ -114,3 +114,29 @@ def test_a_size_below_nothing_is_refused() -> None:
     for blob in (Blob("0" * 32, -1), Blob("0" * 32, 1, [("0" * 32, -1)])):
         with pytest.raises(BadMessage):
             decode_referring(encode_referring([(b"", [blob])]))
+
+
+def test_what_is_stored_says_who_can_open_it(backend: Bounded) -> None:
+    """The same content of two keys is there twice; who has both keys finds either, and none is told of the other's."""
+    ours, theirs = Signer(b"the key of one of two people"), Signer(b"the key of the other of them")
+    both = Signer(b"the key of the other of them\nthe key of one of two people")
+    key = key_of(b"content")
+    put_sealed(backend, ours, key, BLOB, b"content")
+    assert get_sealed(backend.get_blob, theirs, key) is None
+    assert both.unseal(BLOB, get_sealed(backend.get_blob, both, key) or b"") == b"content"
+    put_sealed(backend, both, key, BLOB, b"content")
+    for signer in (ours, theirs, both):
+        assert signer.unseal(BLOB, get_sealed(backend.get_blob, signer, key) or b"") == b"content"
+
+
+def test_a_usual_reader_asks_once(backend: Bounded) -> None:
+    """A key, a question: nobody pays for the keys that others have."""
+    key, asked = key_of(b"content"), list[str]()
+    put_sealed(backend, SIGNER, key, BLOB, b"content")
+
+    def get(name: str) -> bytes | None:
+        asked.append(name)
+        return backend.get_blob(name)
+
+    assert get_sealed(get, SIGNER, key) is not None
+    assert asked == [f"{key}.{SIGNER.key_id}"]
