@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from qnb.backends.base import RESULT_SECONDS, Backend
+from qnb.codec.parts import stored_names
 from qnb.codec.signing import RUN, Signer
 from qnb.errors import ConfigurationError, MessageError
 from qnb.message import Options, RunRecord, Stored
@@ -112,7 +113,7 @@ class Schedules:
     def register(self, run: str, plan: Plan) -> None:
         """Have it found by workers. Again from time to time, for it expires as all outcomes do."""
         if (pin := getattr(self._backend, "pin", None)) is not None:  # a backend that drops what it has no room for
-            pin(_needs(plan))
+            pin(self._needs(plan))
         taken = [record.first for record in self._backend.fetch_many(INDEX)]
         slot = max(taken, default=-1) + 1
         data = self._signer.seal(RUN, run.encode())
@@ -173,13 +174,13 @@ class Schedules:
 
     def renew(self, record: RunRecord, plan: Plan, now: float) -> None:
         """Keep what it needs for as long again."""
-        for key in _needs(plan):
+        for key in self._needs(plan):
             if (data := self._backend.get_blob(key)) is not None:
                 self._backend.put_blob(key, data)
         self.save(record, replace(plan, renewed_at=now))
         self.register(record.run, plan)
 
-
-def _needs(plan: Plan) -> list[str]:
-    """The blobs that its calls are made of."""
-    return [plan.hash.hex(), *([] if plan.blob is None else [plan.blob]), *plan.archives]
+    def _needs(self, plan: Plan) -> list[str]:
+        """The blobs that its calls are made of, as they are stored; under whichever key."""
+        keys = [plan.hash.hex(), *([] if plan.blob is None else [plan.blob]), *plan.archives]
+        return [name for key in keys for name in stored_names(key, self._signer)]

@@ -1,4 +1,7 @@
-"""Large content in the blob store: in parts, each sealed, named by the hash of the whole.
+"""Content in the blob store, sealed and named by its hash; what is large in parts, named by the hash of the whole.
+
+Where it is stored has the id of the key in its name, too: people with keys of their own may share a backend, and store
+the same content, and none could open what another has sealed. Messages say the hash alone.
 
 Nothing here holds more than a part besides the content itself. What is at most a part is one blob under its own name.
 How large a part is the writer decides; a reader goes on until it has the whole.
@@ -38,20 +41,35 @@ def names_of(blob: Blob) -> list[tuple[str, int]]:
     return [(blob.key, blob.size), *blob.buffers]
 
 
+def stored_names(key: str, signer: Signer) -> list[str]:
+    """What content named by its hash may be called in the backend: under the key that seals, then under the others."""
+    return [f"{key}.{key_id}" for key_id in signer.key_ids]
+
+
+def put_sealed(backend: Any, signer: Signer, key: str, purpose: bytes, body: bytes) -> None:
+    """Store content under its hash, for those who have the key that seals it."""
+    backend.put_blob(stored_names(key, signer)[0], signer.seal(purpose, body))
+
+
+def get_sealed(get: Get, signer: Signer, key: str) -> bytes | None:
+    """Content as it was sealed with a key that this side has; None when there is none of that."""
+    return next((sealed for name in stored_names(key, signer) if (sealed := get(name)) is not None), None)
+
+
 def put_parts(backend: Any, signer: Signer, key: str, size: int, read: Read) -> None:
     """Store content under its name; `read` gives what is at an offset, of so many bytes."""
     most = part_bytes(backend)
     for number, at in enumerate(range(0, max(1, size), most)):
         name = key if size <= most else f"{key}-{number}"
-        backend.put_blob(name, signer.seal(BLOB, read(at, min(most, size - at))))
+        put_sealed(backend, signer, name, BLOB, read(at, min(most, size - at)))
 
 
 def get_parts(get: Get, signer: Signer, key: str, size: int) -> Iterator[bytes]:
     """The content part by part; MessageError when it is gone, or is not what its name says."""
     digest, at, number = hashlib.sha256(), 0, 0
-    whole = get(key) if size <= PART_BYTES else None
+    whole = get_sealed(get, signer, key) if size <= PART_BYTES else None
     while number == 0 or (at < size and whole is None):
-        sealed = get(f"{key}-{number}") if whole is None else whole
+        sealed = get_sealed(get, signer, f"{key}-{number}") if whole is None else whole
         if sealed is None:
             raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
         part = signer.unseal(BLOB, sealed)

@@ -13,6 +13,7 @@ import msgspec
 
 from qnb.backends.base import Backend
 from qnb.backends.schedules import Schedules
+from qnb.codec.parts import get_sealed
 from qnb.codec.pickling import loads
 from qnb.codec.references import REFERRING, decode_referring, loads_referring
 from qnb.codec.signing import BLOB, CODE, OUTCOMES, RUN
@@ -166,7 +167,7 @@ def load_code(session: Session, function: Function) -> Function:
     """The function with its code, from the blob store when it is not here."""
     if function.code is not None:
         return function
-    sealed = session.backend.get_blob(function.hash.hex())
+    sealed = get_sealed(session.backend.get_blob, session.signer, function.hash.hex())
     if sealed is None:
         raise QnbError(f"the code of {function.name} is no longer in {session.backend_url}: define and run it anew")
     return msgspec.structs.replace(function, code=session.signer.unseal(CODE, sealed))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from qnb.backends.base import Backend
 from qnb.brokers.base import Broker, Inbox, QueueSpec
 from qnb.codec.claims import fits_alone, halves, lighten
+from qnb.codec.parts import put_sealed
 from qnb.codec.signing import CODE, FRAME, Signer
 from qnb.errors import BrokerError, BrokerUnavailable, PayloadTooLarge, PublishFailed, StorageFull, Unsupported
 from qnb.message import Envelope, Frame, Note
@@ -130,6 +131,6 @@ class Publisher:
     def _put(self, key: str, purpose: bytes, body: bytes) -> None:
         if key in self._stored:
             return
-        self.backend.put_blob(key, self.signer.seal(purpose, body))
+        put_sealed(self.backend, self.signer, key, purpose, body)
         if purpose == CODE:  # the same with every frame; arguments come once
             self._stored.add(key)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qnb.codec import archives
 from qnb.codec.code import Archive
 from qnb.codec.functions import open_function
+from qnb.codec.parts import get_sealed
 from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import loads
 from qnb.codec.plain import is_encoded
@@ -60,7 +61,7 @@ def _bring(session: Session, needed: Sequence[Archive]) -> None:
     for archive in needed:
         if archive.hash in own or archive.data is not None or (archives.folder() / archive.hash).is_dir():
             continue
-        sealed = session.backend.get_blob(archive.hash)
+        sealed = get_sealed(session.backend.get_blob, session.signer, archive.hash)
         if sealed is None:
             where = session.backend_url
             raise QnbError(f"the modules shipped as {archive.name} are no longer in {where}: submit the call anew")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from qnb.codec.functions import source_of
-from qnb.codec.parts import part_bytes
+from qnb.codec.parts import part_bytes, put_sealed
 from qnb.codec.references import (
     Referable,
     Reference,
@@ -214,7 +214,7 @@ class Recorder:
         if not backend.blobs:
             return []
         if batch.function.code is not None:
-            backend.put_blob(batch.function.hash.hex(), signer.seal(CODE, batch.function.code))
+            put_sealed(backend, signer, batch.function.hash.hex(), CODE, batch.function.code)
         parts: list[str] = []
         most = part_bytes(backend)
         for start in range(0, len(arguments or b""), most):

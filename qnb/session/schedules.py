@@ -16,6 +16,7 @@ from qnb.backends.schedules import KIND, Plan, Schedules
 from qnb.codec.cadence import Cadence, as_text, offset_name
 from qnb.codec.code import read
 from qnb.codec.functions import source_of
+from qnb.codec.parts import get_sealed, put_sealed
 from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import dumps, loads
 from qnb.codec.signing import BLOB, CODE, RUN, Signer
@@ -230,14 +231,14 @@ def _plan(
     backend, signer = session.backend, session.signer
     shipped = session.ship_function(function)
     code = shipped.code or b""
-    backend.put_blob(shipped.hash.hex(), signer.seal(CODE, code))
+    put_sealed(backend, signer, shipped.hash.hex(), CODE, code)
     # Whole: what is put aside in the blob store would be gone one day, and the schedule would not.
     [(_, args)] = pack_frames([pack_plain(shipped, function, *call) or dumps(call)])
     digest = hashlib.sha256(args).hexdigest()[:32]
     blob = None
     if len(args) > INLINE_BYTES:
-        blob, sealed = digest, signer.seal(BLOB, args)
-        backend.put_blob(blob, sealed)
+        blob = digest
+        put_sealed(backend, signer, blob, BLOB, args)
         args = b""
     return Plan(
         shipped.hash, shipped.is_async, source_of(function), asdict(options), *when, shipped.name,
@@ -252,7 +253,7 @@ def complete(session: Session, batch: Batch, record: RunRecord) -> None:
     plan = session.signer.unpack(RUN, record.data, Plan)
     data = plan.args
     if plan.blob is not None:
-        sealed = session.backend.get_blob(plan.blob)
+        sealed = get_sealed(session.backend.get_blob, session.signer, plan.blob)
         data = b"" if sealed is None else session.signer.unseal(BLOB, sealed)
     batch.function = replace(batch.function, name=plan.function)
     if not data:

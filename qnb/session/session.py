@@ -23,7 +23,7 @@ from qnb.brokers.base import Presence
 from qnb.codec.archives import Shipments
 from qnb.codec.functions import Named, Shipper, parameter_names
 from qnb.codec.kept import Kept
-from qnb.codec.parts import get_object
+from qnb.codec.parts import get_object, put_sealed
 from qnb.codec.references import Referable
 from qnb.codec.signing import BLOB, ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
@@ -375,7 +375,7 @@ class Session(concurrent.futures.Executor):
         return {archive.hash for archive in self._shipments.current(look=True)}
 
     def _put_archive(self, name: str, data: bytes) -> None:
-        self.backend.put_blob(name, self.signer.seal(BLOB, data))
+        put_sealed(self.backend, self.signer, name, BLOB, data)
 
     # Sending -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from qnb.backends.schedules import Fired, Plan, Schedules, Tick
 from qnb.brokers.base import QueueSpec
 from qnb.codec.cadence import Cadence
 from qnb.codec.claims import lighten
+from qnb.codec.parts import put_sealed
 from qnb.codec.signing import FRAME
 from qnb.errors import MessageError, QnbError
 from qnb.message import Envelope, Frame, Function, RunRecord
@@ -211,13 +212,11 @@ class Clock:
             options = replace(options, expires=tick.at + plan.expires)
         function = Function(plan.hash, plan.function, None, plan.is_async)
         frame = Frame(record.run, number, 1, function, plan.args, options, "", tick.at, blob=plan.blob)
-        frame = lighten(frame, worker.broker.features.limits.message_bytes, partial(self._put, record.run))
+        put = partial(put_sealed, worker.backend, worker.signer.about(record.run))
+        frame = lighten(frame, worker.broker.features.limits.message_bytes, put)
         worker.broker.declare(QueueSpec(plan.queue))
         body = worker.signer.pack(FRAME, frame)
         worker.broker.publish_many([Envelope(plan.queue, body, f"{record.run}:{number}", options.priority)])
-
-    def _put(self, run: str, key: str, purpose: bytes, body: bytes) -> None:
-        self._worker.backend.put_blob(key, self._worker.signer.about(run).seal(purpose, body))
 
     def _say(self, record: RunRecord, tick: Tick) -> None:
         late = tick.at - tick.due

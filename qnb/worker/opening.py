@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from qnb.codec.archives import is_here, unpack_archive
 from qnb.codec.code import has_archives_elsewhere, read
 from qnb.codec.outcomes import gaps, spans_of
+from qnb.codec.parts import get_sealed
 from qnb.codec.payloads import count_calls
 from qnb.codec.references import REFERRING, Reference, decode_referring
 from qnb.codec.signing import BLOB, CODE
@@ -72,7 +73,7 @@ class Opening:
 
     def _blob(self, key: str, purpose: bytes) -> bytes:
         worker = self._worker
-        sealed = worker.backend.get_blob(key)
+        sealed = get_sealed(worker.backend.get_blob, worker.signer, key)
         if sealed is None:
             raise MessageError(f"the backend no longer has the blob {key} that the message is about: submit it again")
         content = worker.signer.unseal(purpose, sealed)

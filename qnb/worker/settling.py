@@ -14,8 +14,9 @@ from qnb.brokers.base import Turn
 from qnb.codec.claims import lighten
 from qnb.codec.failures import own_failure
 from qnb.codec.outcomes import gaps, slice_outcomes
+from qnb.codec.parts import put_sealed
 from qnb.codec.references import REFERRING, decode_entries, encode_entries
-from qnb.codec.signing import FRAME, NOTE, OUTCOMES, Signer, encode
+from qnb.codec.signing import FRAME, NOTE, OUTCOMES, encode
 from qnb.errors import PayloadTooLarge, PublishFailed, QnbError
 from qnb.message import DONE, FAILED, Display, Envelope, Frame, Note, Outcomes, Stored
 from qnb.worker import actions as act
@@ -114,13 +115,10 @@ class Settling:
         return found
 
     def _add_frame(self, turn: Turn, frame: Frame, queue: str, delay: float) -> None:
-        put = partial(self._put, self._signer.about(frame.run)) if self._backend.blobs else None
+        put = partial(put_sealed, self._backend, self._signer.about(frame.run)) if self._backend.blobs else None
         frame = lighten(frame, self._broker.features.limits.message_bytes, put)
         body = self._signer.pack(FRAME, frame)
         turn.publish.append(Envelope(queue, body, f"{frame.run}:{frame.first}", frame.options.priority, delay))
-
-    def _put(self, signer: Signer, key: str, purpose: bytes, body: bytes) -> None:
-        self._backend.put_blob(key, signer.seal(purpose, body))
 
     def _add_outcome(self, turn: Turn, stored: Stored, reply_to: str) -> None:
         limit = self._broker.features.limits.message_bytes

@@ -1,7 +1,12 @@
-"""Sessions that encrypt, workers that were not told, and keys that are changed while work goes on."""
+"""Sessions that encrypt, workers that were not told, keys changed while work goes on, and two keys in one place."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,8 @@ from typing import Any
 import pytest
 
 import qnb
+from qnb.codec import archives
+from qnb.codec.parts import get_sealed
 from qnb.errors import BadSignature
 from tests.contract.conftest import KEY, new_place, until
 from tests.services import Services
@@ -50,7 +57,7 @@ def test_all_that_is_stored_is_encrypted(session: qnb.Session, secret: qnb.Sessi
     if secret.backend.blobs:
         run = until(lambda: secret.backend.load_run(batch.run))
         assert run.data[6:7] == b"R"
-        code = until(lambda: secret.backend.get_blob(batch.function.hash.hex()))
+        code = until(lambda: get_sealed(secret.backend.get_blob, secret.signer, batch.function.hash.hex()))
         assert code[6:7] == b"C"
     if place.startswith("sqlite"):
         files = [path for path in Path(place.partition("///")[2].partition("?")[0]).parent.iterdir() if path.is_file()]
@@ -117,3 +124,50 @@ def test_a_key_is_changed(kind: str, services: Services) -> None:
             with pytest.raises(BadSignature, match=new.signer.key_id):
                 future.result(SECONDS)  # workers read it, and sign with what this session does not know
         assert KEY not in repr(first)
+
+
+# Keys of two people ---------------------------------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+def importing(name: str) -> Any:
+    """A function of the notebook that imports a module where it runs."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(f"def call():\n    import {name}\n    return {name}.VALUE\n", namespace)
+    return namespace["call"]
+
+
+@pytest.mark.parametrize("keys", [(OLD, NEW), (NEW, OLD)], ids=["one way", "the other way"])
+def test_two_people_who_store_the_same(
+    kind: str, keys: tuple[str, str], services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is stored by both before a worker of either fetches it: neither who comes first nor who comes last has
+    what the other cannot open."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    place, name = new_place(kind, services), f"both{os.getpid()}_{next(_numbers)}"
+    large, noise = os.urandom(6 << 20), os.urandom(20_000).hex()
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / f"{name}.py").write_text("VALUE = 'shipped'\n")
+
+    def long() -> int:
+        return len(noise)
+
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(qnb.Session(place, key=key, queue=key[:7], workers=0)) for key in keys]
+        sent = []
+        for session in sessions:
+            futures = {"argument": session.submit(len, large), "code": session.submit(long)}
+            session.flush()
+            session.ship(tmp_path / "modules")
+            sent.append(futures | {"module": session.submit(importing(name))})
+            session.flush()
+        hashes = {session.ship_function(long).hash for session in sessions}
+        assert len(hashes) == 1, "or they do not store the same"
+        [archive] = sessions[0].ships_now()
+        for key, futures in zip(keys, sent, strict=True):
+            shutil.rmtree(archives.folder() / archive, ignore_errors=True)  # a worker of another machine
+            with qnb.Session(place, key=key, queue=key[:7], workers=1):
+                faults = {what: future.exception(SECONDS) for what, future in futures.items()}
+            assert faults == dict.fromkeys(futures)
+            assert [future.result() for future in futures.values()] == [6 << 20, 40_000, "shipped"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import qnb
-from qnb.codec.parts import key_of
+from qnb.codec.parts import get_sealed, key_of
 from qnb.codec.references import encode_referring
 from qnb.errors import BackendUnavailable, StorageFull
 from qnb.message import Blob, Frame, Function
@@ -492,6 +492,6 @@ def test_what_was_stored_is_trusted_no_longer_than_it_is_kept(environment: None,
     with qnb.Session(f"memory://mishaps-{os.getpid()}-{next(_numbers)}", backend=backend, workers=1) as opened:
         assert opened.submit(size, large).result(60) == LARGE
         blob = opened.aside._put_aside(large, None)
-        until(lambda: opened.backend.get_blob(f"{blob.buffers[0][0]}-0") is None)
+        until(lambda: get_sealed(opened.backend.get_blob, opened.signer, f"{blob.buffers[0][0]}-0") is None)
         opened._workers._worker.files._sizes.clear()  # a worker that has not got it yet
         assert opened.submit(size, large).result(60) == LARGE

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 import qnb
 from qnb.codec.code import ANY_PYTHON, Archive, Code, write
 from qnb.codec.functions import pack
+from qnb.codec.parts import stored_names
 from qnb.codec.payloads import encode_pickled
 from qnb.codec.signing import BLOB, CODE, FRAME, NOTE, OUTCOMES, RUN, Signer, encode
 from qnb.errors import MessageError
@@ -104,13 +105,18 @@ def frames(session: qnb.Session, trap: Path, seal: Seal) -> dict[str, tuple[Fram
     if session.backend.blobs:
         code = write(bytes(ANY_PYTHON), Code("kept aside", pickle=mined(trap)))
         name = hashlib.sha256(args).hexdigest()[:32]
-        session.backend.put_blob(hash_of(code).hex(), seal(CODE, code))
-        session.backend.put_blob(name, seal(BLOB, args))
+        put(session, hash_of(code).hex(), seal(CODE, code))
+        put(session, name, seal(BLOB, args))
         aside = Function(hash_of(code), "evil", None)
         found["function in a blob"] = (Frame(run, 0, 1, aside, none, reply_to=session.peer), OURS.seal)
         found["arguments in a blob"] = (Frame(run, 0, 1, good, b"", reply_to=session.peer, blob=name), OURS.seal)
         found["modules in a blob"] = (Frame(run, 0, 1, shipped(session, trap, seal), none), OURS.seal)
     return found
+
+
+def put(session: qnb.Session, key: str, sealed: bytes) -> None:
+    """Where a worker with the right key looks for it, whoever has sealed it."""
+    session.backend.put_blob(stored_names(key, OURS)[0], sealed)
 
 
 def shipped(session: qnb.Session, trap: Path, seal: Seal) -> Function:
@@ -119,7 +125,7 @@ def shipped(session: qnb.Session, trap: Path, seal: Seal) -> Function:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(f"{module}.py", f"open({str(trap)!r}, 'w').close()\nfrom builtins import abs\n")
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
-    session.backend.put_blob(digest, seal(BLOB, buffer.getvalue()))
+    put(session, digest, seal(BLOB, buffer.getvalue()))
     code = write(bytes(ANY_PYTHON), Code("", archives=[Archive("evil", digest)], module=module, name="abs"))
     return Function(hash_of(code), "evil", code)
 

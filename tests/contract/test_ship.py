@@ -15,6 +15,7 @@ import pytest
 import qnb
 from qnb.codec import archives, pickling
 from qnb.codec.code import Archive
+from qnb.codec.parts import get_sealed
 
 BROKERS = ("memory", "sqlite", "redis", "amqp")
 SECONDS = 20.0
@@ -163,7 +164,7 @@ def test_it_travels_by_the_blob_store(session: qnb.Session, kind: str, name: str
     [archive] = session._shipments.current()
     if session.backend.blobs:
         assert len(shipped.code or b"") < 5000
-        assert session.backend.get_blob(archive.hash) is not None
+        assert get_sealed(session.backend.get_blob, session.signer, archive.hash) is not None
     else:
         assert len(shipped.code or b"") > 300_000
 

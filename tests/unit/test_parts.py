@@ -11,7 +11,7 @@ import pytest
 
 from qnb.backends.memory import MemoryBackend
 from qnb.codec import parts
-from qnb.codec.parts import get_object, key_of, put_object, put_parts
+from qnb.codec.parts import get_object, get_sealed, key_of, put_object, put_parts, put_sealed
 from qnb.codec.pickling import Apart, dumps_apart
 from qnb.codec.references import (
     blobs_of,
@@ -21,7 +21,7 @@ from qnb.codec.references import (
     encode_referring,
     split_values,
 )
-from qnb.codec.signing import Signer
+from qnb.codec.signing import BLOB, Signer
 from qnb.errors import BadMessage, MessageError, PayloadTooLarge
 from qnb.message import Blob
 from qnb.worker.inputs import Inputs
@@ -76,7 +76,7 @@ def test_a_part_that_is_gone(backend: Bounded, most: int | None) -> None:
     blob = put_aside(backend, np.arange(5 << 20, dtype="uint8"))
 
     def get(name: str) -> bytes | None:
-        return None if name.endswith("-1") else backend.get_blob(name)
+        return None if "-1." in name else backend.get_blob(name)
 
     with pytest.raises(MessageError, match="no longer has the blob"):
         get_object(get, SIGNER, blob)
@@ -114,3 +114,29 @@ def test_a_size_below_nothing_is_refused() -> None:
     for blob in (Blob("0" * 32, -1), Blob("0" * 32, 1, [("0" * 32, -1)])):
         with pytest.raises(BadMessage):
             decode_referring(encode_referring([(b"", [blob])]))
+
+
+def test_what_is_stored_says_who_can_open_it(backend: Bounded) -> None:
+    """The same content of two keys is there twice; who has both keys finds either, and none is told of the other's."""
+    ours, theirs = Signer(b"the key of one of two people"), Signer(b"the key of the other of them")
+    both = Signer(b"the key of the other of them\nthe key of one of two people")
+    key = key_of(b"content")
+    put_sealed(backend, ours, key, BLOB, b"content")
+    assert get_sealed(backend.get_blob, theirs, key) is None
+    assert both.unseal(BLOB, get_sealed(backend.get_blob, both, key) or b"") == b"content"
+    put_sealed(backend, both, key, BLOB, b"content")
+    for signer in (ours, theirs, both):
+        assert signer.unseal(BLOB, get_sealed(backend.get_blob, signer, key) or b"") == b"content"
+
+
+def test_a_usual_reader_asks_once(backend: Bounded) -> None:
+    """A key, a question: nobody pays for the keys that others have."""
+    key, asked = key_of(b"content"), list[str]()
+    put_sealed(backend, SIGNER, key, BLOB, b"content")
+
+    def get(name: str) -> bytes | None:
+        asked.append(name)
+        return backend.get_blob(name)
+
+    assert get_sealed(get, SIGNER, key) is not None
+    assert asked == [f"{key}.{SIGNER.key_id}"]

@@ -16,6 +16,8 @@ import qnb
 from qnb.backends import sql, sql_room
 from qnb.backends.schedules import Schedules
 from qnb.backends.sql import SqlBackend
+from qnb.codec.parts import get_sealed, stored_names
+from qnb.codec.signing import Signer
 from qnb.message import RunRecord, Stored
 
 MIB = 1 << 20
@@ -75,7 +77,7 @@ def test_what_schedules_need_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert isinstance(backend, SqlBackend)
         session.every("1h", lambda text: len(text), os.urandom(MIB))
         [(_, plan)] = Schedules(backend, session.signer).all()
-        needs = [plan.hash.hex(), str(plan.blob)]
+        needs = [stored_names(key, session.signer)[0] for key in (plan.hash.hex(), str(plan.blob))]
         fill(backend, 10)
         age(backend, tmp_path / "q.db", 2 * sql_room.YOUNG_SECONDS)
         monkeypatch.setattr(backend, "_sweep_at", 0.0)
@@ -83,6 +85,27 @@ def test_what_schedules_need_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert backend.get_blob("blob0") is None
         assert all(backend.get_blob(key) is not None for key in needs)
         assert len(session.schedules()) == 1
+
+
+def test_what_schedules_need_stays_while_the_key_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored under the old key, and renewed by a worker that seals with the new one."""
+    old, new = "the old key of these tests", "the new key of these tests"
+    url = f"sqlite:///{tmp_path}/q.db?most={8 * MIB}"
+    with contextlib.closing(qnb.Session(f"sqlite:///{tmp_path}/b.db", backend=url, workers=0, key=old)) as session:
+        backend = session.backend
+        assert isinstance(backend, SqlBackend)
+        session.every("1h", lambda text: len(text), os.urandom(MIB))
+        worker = Schedules(backend, Signer(f"{new}\n{old}".encode()))
+        [(record, plan)] = worker.all()
+        age(backend, tmp_path / "q.db", 5 * 86400.0)
+        worker.renew(record, plan, time.time())
+        fill(backend, 10)
+        age(backend, tmp_path / "q.db", 5 * 86400.0)
+        monkeypatch.setattr(backend, "_sweep_at", 0.0)
+        backend.put_blob("newest", b"here")
+        assert backend.get_blob("blob0") is None
+        for key in (plan.hash.hex(), str(plan.blob)):
+            assert get_sealed(backend.get_blob, session.signer, key) is not None
 
 
 def test_what_runs_under_way_need_goes_last(
