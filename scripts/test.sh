@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 . scripts/common.sh
 
 failed=() left_out=()
+declare -A running
 
 check() { # NAME COMMAND...
   local name=$1 begun=$SECONDS
@@ -16,6 +17,20 @@ check() { # NAME COMMAND...
     say "$name: FAILED (exit $?), $((SECONDS - begun)) s"
     failed+=("$name")
   fi
+}
+
+beside() { # NAME COMMAND...: begins it; `check NAME ended NAME` waits for it
+  local name=$1
+  shift
+  "$@" >".cache/$name.log" 2>&1 &
+  running[$name]=$!
+}
+
+ended() { # NAME
+  local code=0
+  wait "${running[$1]}" || code=$?
+  cat ".cache/$1.log"
+  return $code
 }
 
 # Debian packages of servers that are not here, in one go. What then is still missing, its tests say.
@@ -55,12 +70,14 @@ bring_servers
 bring_chromium
 
 check "ruff" ruff check
-check "mypy" mypy
-check "widgets" python scripts/widgets.py test
+beside "mypy" mypy
+beside "widgets" python scripts/widgets.py test
 # Most tests wait for something: four at a time keep two cores busy. Browsers and benchmarks want them for themselves.
 check "pytest" python -m pytest tests --numprocesses=4 --dist=loadscope --durations=25 -m "not browser and not alone"
+check "mypy" ended "mypy"
+check "widgets" ended "widgets"
 check "pytest, one at a time" python -m pytest tests -m "browser or alone"
-check "notebooks" python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+check "notebooks" python -m pytest --numprocesses=2 --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 for reason in "${left_out[@]}"; do say "left out: $reason"; done
 if [ -n "${CI:-}" ] && [ ${#left_out[@]} -gt 0 ]; then failed+=("set-up"); fi

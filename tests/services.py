@@ -299,7 +299,7 @@ def _restart_zookeeper(services: Services) -> tuple[str, Callable[[], None]]:
         server.kill()
         server.start()
 
-    return server.url, restart
+    return with_options(server.url, patience=30), restart  # for a busy machine
 
 
 def _spoil_zookeeper(url: str, queue: str) -> None:

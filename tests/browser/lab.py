@@ -34,9 +34,10 @@ SETTINGS = {
     },
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
-# Any JupyterLab page says these, the last any of Notebook 7 that starts: they are not about the notebook.
+# Any JupyterLab page says these, the last two any of Notebook 7 that starts: they are not about the notebook. Its file
+# browser, which it does not show, opens the folder of the notebook by a command that may not be there yet.
 USUAL = ("favicon", "ResizeObserver loop", "/lsp/status", "Third-party cookie", "api/me", "Autofill.")
-USUAL += ("undefined (reading 'schema')",)
+USUAL += ("undefined (reading 'schema')", "'filebrowser:open-path' not registered")
 # Of all that lies above and in the notebook.
 HEIGHT = """() => {
   document.activeElement?.blur();

@@ -83,8 +83,8 @@ def test_a_widget_carries_its_whole_code_and_style(kernel: Kernel) -> None:
     assert sorted(widgets) == sorted(f"{entry.title()}Widget" for entry in ENTRIES)
     for entry in ENTRIES:
         state = widgets[f"{entry.title()}Widget"]
-        assert state["_esm"] == (ROOT / f"qnb/notebook/static/{entry}.js").read_text()
-        assert state["_css"] == (ROOT / f"qnb/notebook/static/{entry}.css").read_text()
+        for name, kind in (("_esm", "js"), ("_css", "css")):
+            assert state[name].rstrip() == (ROOT / f"qnb/notebook/static/{entry}.{kind}").read_text().rstrip()
         assert not re.search(r"https?://|//# sourceMappingURL|\bimport\b|\bfetch\(|XMLHttpRequest", state["_esm"])
         assert not re.search(r"https?://|@import|url\(", state["_css"])
     kernel.run("session.close()")
