@@ -26,6 +26,8 @@ interface Sorting {
   down: boolean;
 }
 
+type Opens = "detail" | "example";
+
 class BatchView extends LiveView<BatchStore> {
   #cancel = make("button", "qnb-button", { type: "button" }, "Cancel");
   #retry = make("button", "qnb-button", { type: "button" }, "Retry failed");
@@ -69,6 +71,8 @@ class BatchView extends LiveView<BatchStore> {
     }
     const again = channel.choices.get("again");
     if (again) this.#place(again as string);
+    const opened = channel.choices.get("opened") as [Opens, Record<string, unknown>] | undefined;
+    if (opened) void this.#show(...opened);
   }
 
   override close(): void {
@@ -133,7 +137,9 @@ class BatchView extends LiveView<BatchStore> {
     else this.#choose({ sort: "", down: false });
   }
 
-  async #show(what: "detail" | "example", argument: Record<string, unknown>): Promise<void> {
+  /** The view that takes the place of this one, as when its output becomes HTML, opens the same. */
+  async #show(what: Opens, argument: Record<string, unknown>): Promise<void> {
+    this.channel.choices.set("opened", [what, argument]);
     const detail = (await this.request(what, argument)) as Detail | undefined;
     if (!detail) return;
     this.#opened = detail.index;
@@ -142,6 +148,7 @@ class BatchView extends LiveView<BatchStore> {
   }
 
   #hide(): void {
+    this.channel.choices.delete("opened");
     this.#opened = -1;
     this.#detail.hide();
     this.#grid.element.focus({ preventScroll: true });

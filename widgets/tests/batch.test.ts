@@ -143,6 +143,27 @@ test("a row and a failure open everything of a call; Escape closes it", async ()
   expect(model.asked("example").with).toEqual({ kind: "ValueError" });
 });
 
+test("what is open is opened by the view that takes its place, unless it was closed", async () => {
+  const model = new FakeModel(snapshot());
+  const widget = batch();
+  const places = [0, 1, 2].map(() => document.body.appendChild(document.createElement("div")));
+  widget.initialize({ model });
+  let close = widget.render({ model, el: places[0]! });
+  await drawn();
+  places[0]!.querySelector<HTMLElement>(".qnb-failures button")!.click();
+  close(); // before the kernel has answered, as when an output becomes HTML
+  close = widget.render({ model, el: places[1]! });
+  model.answer("example", DETAIL);
+  await drawn();
+  const panel = places[1]!.querySelector<HTMLElement>(".qnb-detail")!;
+  expect(texts(panel, "pre")).toEqual(["Traceback:\nValueError: no", "begun\n"]);
+  panel.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  close();
+  widget.render({ model, el: places[2]! });
+  await drawn();
+  expect(model.sent.filter(({ what }) => what === "example").length).toBe(2);
+});
+
 test("the keyboard moves through the rows and opens one", async () => {
   const { model, element } = await whole();
   const grid = element.querySelector<HTMLElement>(".qnb-grid")!;

@@ -67,6 +67,19 @@ test("without a snapshot nothing can be drawn", () => {
   expect(store.picture).toBeNull();
 });
 
+test("calls that do not come are asked for, but not at once", () => {
+  let now = 0;
+  const store = new BatchStore(() => now);
+  store.apply(snapshot());
+  expect(store.apply(delta(1))).toBe(true);
+  now = 1500;
+  expect(store.apply(delta(2))).toBe(false);
+  const [wire, buffers] = rows();
+  store.apply(snapshot({ seq: 3, rows: wire }), buffers);
+  now = 5000;
+  expect(store.apply(delta(4))).toBe(true);
+});
+
 test("listeners hear until they leave", () => {
   const store = started();
   let heard = 0;

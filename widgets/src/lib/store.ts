@@ -17,12 +17,17 @@ export interface Picture {
   at: number;
 }
 
+/** So long a view may be told of changes before it has the calls, in milliseconds. Its first word, which asks for them,
+ * may wait behind a cell that runs; those that follow do not. */
+const WITHOUT = 1000;
+
 /** The state of a batch in the browser: snapshots replace it, numbered deltas change it, a gap is noticed. */
 export class BatchStore {
   picture: Picture | null = null;
   /** The calls; empty until the kernel has told of them. */
   rows = new Rows(0, []);
   #seq = -1;
+  #without: number | null = null;
   #listeners = new Listeners();
   #now: () => number;
 
@@ -60,7 +65,13 @@ export class BatchStore {
     }
     Object.assign(this.picture, { counts, rate, eta, elapsed, at: this.#now() });
     this.#listeners.tell();
-    return complete;
+    return complete && !this.#waitsTooLong();
+  }
+
+  #waitsTooLong(): boolean {
+    if (this.rows.count || !this.picture?.total) return false;
+    this.#without ??= this.#now();
+    return this.#now() - this.#without > WITHOUT;
   }
 
   #start(snapshot: Snapshot, buffers: DataView[]): void {
