@@ -193,7 +193,7 @@ def test_pictures_in_both_themes_at_two_widths(notebook: Notebook, pictures: Pat
     notebook.page.add_style_tag(content=".qnb-view { padding: 8px !important; }")
     for dark in (False, True):
         for width in (600, 1600):
-            notebook.show(dark=dark, width=width, height=900)
+            notebook.show(dark=dark, width=width, height=1200)  # so that all of the tallest fits
             for name in VIEWS:
                 wait_for_news(notebook, name)
                 take_picture(view(notebook, name), pictures / f"{name}-{'dark' if dark else 'light'}-{width}.png")
