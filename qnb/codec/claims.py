@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from qnb.codec.parts import key_of
 from qnb.codec.payloads import slice_calls
 from qnb.codec.signing import BLOB, CODE
 from qnb.errors import PayloadTooLarge
@@ -37,7 +37,7 @@ def lighten(frame: Frame, limit: int | None, put: Put | None) -> Frame:
         else:
             room -= len(function.code)
     if limit is not None and len(frame.args) > room:
-        key = hashlib.sha256(frame.args).hexdigest()[:32]
+        key = key_of(frame.args)
         put(key, BLOB, frame.args)
         frame = replace(frame, args=b"", blob=key)
     return frame

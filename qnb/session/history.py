@@ -96,4 +96,3 @@ def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
         for code in set(states) or {DONE}:
             counts[STATES[code]] += states.count(code) if states else stored.count
     return counts
-

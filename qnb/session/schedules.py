@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from qnb.backends.schedules import KIND, Plan, Schedules
 from qnb.codec.cadence import Cadence, as_text, offset_name
 from qnb.codec.code import read
 from qnb.codec.functions import source_of
-from qnb.codec.parts import get_sealed, put_sealed
+from qnb.codec.parts import get_sealed, key_of, put_sealed
 from qnb.codec.payloads import decode_calls
 from qnb.codec.pickling import dumps, loads
 from qnb.codec.signing import BLOB, CODE, RUN, Signer
@@ -234,7 +233,7 @@ def _plan(
     put_sealed(backend, signer, shipped.hash.hex(), CODE, code)
     # Whole: what is put aside in the blob store would be gone one day, and the schedule would not.
     [(_, args)] = pack_frames([pack_plain(shipped, function, *call) or dumps(call)])
-    digest = hashlib.sha256(args).hexdigest()[:32]
+    digest = key_of(args)
     blob = None
     if len(args) > INLINE_BYTES:
         blob = digest

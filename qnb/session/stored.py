@@ -28,7 +28,3 @@ class StoredBlobs:
             now = time.monotonic()
             self._until = {key: until for key, until in self._until.items() if until > now}
         self._until[key] = time.monotonic() + self.seconds
-
-    def clear(self) -> None:
-        """Take none for stored."""
-        self._until.clear()

@@ -151,7 +151,7 @@ def test_none_is_kept_too(session: qnb.Session) -> None:
 def test_what_was_put_aside_and_is_gone(session: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call fails and says so; nothing waits for ever."""
     monkeypatch.setattr(session.backend, "put_blob", lambda key, data: None)
-    session.aside._stored.clear()
+    session.aside._stored._until.clear()
     error = session.submit(len, np.zeros(LARGE, dtype="uint8")).exception(60)
     assert "no longer has the blob" in str(error)
 
