@@ -57,6 +57,7 @@ class Services:
         self._shared: dict[str, RedisServer] = {}
         self._cluster: RedisCluster | None = None
         self._common: dict[type[Server], Server] = {}
+        self._killable: dict[type[Server], Server] = {}
         self._servers: list[Server] = []
         self._versions: set[str] = set()
         self._numbers = itertools.count(1)
@@ -79,6 +80,14 @@ class Services:
         found = self._common[kind]
         assert isinstance(found, kind)
         return found
+
+    def killable(self, kind: type[ServerType]) -> tuple[ServerType, str]:
+        """The server of this class that tests of this run kill and bring back, and the URL of a new place there."""
+        server = self._killable.get(kind) or self._killable.setdefault(kind, self.own(kind))
+        assert isinstance(server, kind)
+        if not server.running:  # the test before has left it so
+            server.start()
+        return server, with_options(server.url, prefix=self.word())
 
     def own(self, kind: type[ServerType]) -> ServerType:
         """A server of this class for the caller alone, started. What cannot be had leaves the test out."""
@@ -241,6 +250,19 @@ def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], No
     return start
 
 
+def _restart(kind: type[Server]) -> Callable[[Services], tuple[str, Callable[[], None]]]:
+    def start(services: Services) -> tuple[str, Callable[[], None]]:
+        server, url = services.killable(kind)
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+
+        return url, restart
+
+    return start
+
+
 def _spoil_redis(url: str, queue: str) -> None:
     from qnb.brokers.redis.broker import RedisBroker
 
@@ -250,19 +272,9 @@ def _spoil_redis(url: str, queue: str) -> None:
 
 
 def _server_case(label: str, kind: type[Server]) -> Case:
-    """A backend on a server: a prefix of its own for each test, and a server of its own for a restart."""
-
-    def restart(services: Services) -> tuple[str, Callable[[], None]]:
-        server = services.own(kind)
-
-        def again() -> None:
-            server.kill()
-            server.start()
-
-        return server.url, again
-
+    """A backend on a server: a prefix of its own for each test."""
     return Case(
-        label, lambda services: with_options(services.common(kind).url, prefix=services.word()), restart=restart
+        label, lambda services: with_options(services.common(kind).url, prefix=services.word()), restart=_restart(kind)
     )
 
 
@@ -293,13 +305,8 @@ def _zookeeper(services: Services) -> str:
 
 
 def _restart_zookeeper(services: Services) -> tuple[str, Callable[[], None]]:
-    server = services.own(DurableZookeeper)
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
-    return with_options(server.url, patience=30), restart  # for a busy machine
+    url, restart = _restart(DurableZookeeper)(services)
+    return with_options(url, patience=30), restart  # for a busy machine
 
 
 def _spoil_zookeeper(url: str, queue: str) -> None:
@@ -325,17 +332,12 @@ def _restart_rabbit(services: Services) -> tuple[str, Callable[[], None]]:
     from qnb.brokers.rabbitmq.admin import YOUNG_SECONDS
     from qnb.registry import open_broker
 
-    server = services.own(RabbitServer)
-    broker = open_broker(server.url)
+    url, restart = _restart(RabbitServer)(services)
+    broker = open_broker(url)
     broker.declare(QueueSpec("q"))
     broker.close()
     time.sleep(YOUNG_SECONDS)  # a young one loses its delivery counts, see tests/unit/rabbitmq
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
-    return server.url, restart
+    return url, restart
 
 
 def _spoil_rabbit(url: str, queue: str) -> None:
@@ -353,18 +355,8 @@ def _spoil_rabbit(url: str, queue: str) -> None:
 
 
 def _restart_sqs(services: Services) -> tuple[str, Callable[[], None]]:
-    server = services.own(SqsServer)
-    return server.url, server.restart
-
-
-def _restart_kafka(services: Services) -> tuple[str, Callable[[], None]]:
-    server = services.own(KafkaServer)
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
-    return server.url, restart
+    server, url = services.killable(SqsServer)
+    return url, server.restart
 
 
 BROKERS: Sequence[Case] = (
@@ -397,7 +389,7 @@ BROKERS: Sequence[Case] = (
     Case(
         "kafka",
         lambda services: with_options(services.common(KafkaServer).url, prefix=services.word()),
-        restart=_restart_kafka,
+        restart=_restart(KafkaServer),
         lease=2.0,
         slack=1.5,  # a consumer that comes has to be given partitions first
         death=4.5,  # a session, and a rebalance

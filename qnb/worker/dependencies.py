@@ -98,11 +98,12 @@ class Dependencies:
         return max(0.01, self._look_at - now)
 
     def _try(self, missing: Mapping[str, Collection[int]]) -> None:
-        try:
-            self._follow(list(missing))
-            self._look(missing)
-        except QnbError as error:  # the frames are held: the next look may find what they wait for
-            log.warning("cannot look for what calls wait for, trying on: %s", error)
+        """One of the two may be out of reach, and the other do."""
+        for step in (self._follow, self._look):
+            try:
+                step(missing)
+            except QnbError as error:  # the frames are held: the next look may find what they wait for
+                log.warning("cannot look for what calls wait for, trying on: %s", error)
 
     def _give_up(self, runs: Sequence[str]) -> None:
         """Of a run that nobody knows any more no value will come: it was forgotten, or has expired."""
@@ -136,7 +137,7 @@ class Dependencies:
         except QnbError as error:
             log.warning("a note is not taken in: %s", error)
 
-    def _follow(self, runs: Sequence[str]) -> None:
+    def _follow(self, runs: Iterable[str]) -> None:
         """Have the other workers tell this one, too, what becomes of these runs."""
         now = time.monotonic()
         due = [run for run in runs if now - self._followed.get(run, -FOLLOW_SECONDS) > FOLLOW_SECONDS / 3]

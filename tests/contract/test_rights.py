@@ -47,7 +47,7 @@ def kafka(services: Services) -> str:
     )
     from confluent_kafka.admin._acl import ResourcePatternType  # type: ignore[attr-defined]
 
-    server = services.own(SecureKafkaServer)
+    server = services.common(SecureKafkaServer)
     admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{server.port}"})
     text = page("kafka")
     wanted: list[tuple[str, ResourceType, str, ResourcePatternType]] = []

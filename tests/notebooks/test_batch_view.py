@@ -102,8 +102,9 @@ def test_a_view_that_is_looked_at_stays_when_all_is_over(hasty_kernel: Kernel) -
 
 
 def test_the_last_the_view_hears_is_the_end(kernel: Kernel) -> None:
-    kernel.run("batch = FakeBatch(30, failing=1).play(2.0); batch")  # longer than a view takes to be ready
+    kernel.run("batch = FakeBatch(30, failing=1); batch")
     kernel.ready()
+    kernel.run("batch.play(0.5); None")
     last = kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
     final = kernel.said("delta", [last])[0]
     assert final["counts"][5] == 30
@@ -123,8 +124,9 @@ def test_at_most_ten_messages_a_second(kernel: Kernel) -> None:
 
 
 def test_numbers_have_no_gap_and_rows_are_sent_once(kernel: Kernel) -> None:
-    kernel.run("batch = FakeBatch(300).play(1.5); batch")
+    kernel.run("batch = FakeBatch(300); batch")
     kernel.ready()
+    kernel.run("batch.play(1.5); None")
     kernel.until(lambda m: any(said.get("over") for said in kernel.said("delta", [m])))
     deltas = [m for m in kernel.heard if kernel.said("delta", [m])]
     numbers = [kernel.said("delta", [m])[0]["seq"] for m in deltas]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,14 +24,14 @@ _SHA512 = (
 )
 # Kafka's own ZooKeeper client does not run on Java 17; the one that Debian ships does.
 _JARS = (Path("/usr/share/java/zookeeper.jar"), Path("/usr/share/java/zookeeper-jute.jar"))
-_SESSION_SECONDS = 2.0
 
 _BROKER = """broker.id=0
 listeners={listeners}
 advertised.listeners={listeners}
 log.dirs={folder}/data
 zookeeper.connect=127.0.0.1:{keeper}
-zookeeper.session.timeout.ms=2000
+zookeeper.session.timeout.ms=20000
+zookeeper.connection.timeout.ms=60000
 num.partitions=4
 offsets.topic.num.partitions=4
 offsets.topic.replication.factor=1
@@ -52,7 +53,7 @@ clientPort={keeper}
 clientPortAddress=127.0.0.1
 maxClientCnxns=0
 admin.enableServer=false
-tickTime=300
+tickTime=1000
 """
 _LOG = """log4j.rootLogger=WARN, stdout
 log4j.appender.stdout=org.apache.log4j.ConsoleAppender
@@ -90,7 +91,7 @@ class KafkaServer(Server):
         self.port, self._keeper_port = free_port(), free_port()
         self.url = f"kafka://127.0.0.1:{self.port}"
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._killed_at: float | None = None
+        self._killed = False
         more = "\n".join(f"{name}={value}" for name, value in self.settings().items())
         places = {"listeners": self.listeners(), "keeper": self._keeper_port, "folder": folder, "more": more}
         (folder / "log4j.properties").write_text(_LOG)
@@ -117,9 +118,22 @@ class KafkaServer(Server):
     def start(self) -> None:
         if self._keeper is None:
             self._start_keeper()
-        if self._killed_at is not None:  # until ZooKeeper has noticed, the name of the dead one is taken
-            time.sleep(max(0.0, self._killed_at + _SESSION_SECONDS + 1.0 - time.monotonic()))
+        if self._killed:
+            self._forget_the_dead()
         super().start()
+
+    def _forget_the_dead(self) -> None:
+        """Its session lasts long, lest a busy machine end it; until then its name would be taken."""
+        from kazoo.client import KazooClient
+        from kazoo.exceptions import NoNodeError
+
+        keeper = KazooClient(f"127.0.0.1:{self._keeper_port}")
+        keeper.start(self.start_seconds)
+        for path in ("/brokers/ids/0", "/controller"):
+            with suppress(NoNodeError):  # it died before it had it
+                keeper.delete(path)
+        keeper.stop()
+        keeper.close()
 
     def _start_keeper(self) -> None:
         jars = f"{self._home}/libs/*"
@@ -150,7 +164,7 @@ class KafkaServer(Server):
 
     def kill(self) -> None:
         super().kill()
-        self._killed_at = time.monotonic()
+        self._killed = True
 
     def stop(self) -> None:
         if self._keeper is not None:

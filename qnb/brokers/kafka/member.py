@@ -26,8 +26,7 @@ _BATCH = 1000
 _LEAST_SESSION = 1.5
 _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
-_REVOKE_TRIES = 10
-_ASSIGN_SECONDS = 60.0
+_REVOKE_SECONDS = 3.0
 _PASSING = {KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID}
 
 
@@ -236,37 +235,29 @@ class Member:
         self._changed()
 
     def _find_commits(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        deadline = time.monotonic() + _ASSIGN_SECONDS
-        while True:
+        """Nothing is taken of a partition before it is known what is settled there, and it has no other owner."""
+        while not self._closing:
             try:
                 found: list[TopicPartition] = consumer.committed(partitions, timeout=5.0)
                 if not any(each.error for each in found):
                     return found
             except KafkaException as error:
-                log.info("%s: read the offsets: %s", self.context.url, error)
-            if self._closing or time.monotonic() > deadline:
-                return []  # of these, nothing is taken; the next rebalance asks again
+                log.warning("%s: read the offsets: %s", self.context.url, error)
             time.sleep(0.1)
+        return []
 
     def _revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Partitions go to someone else: what is held of them is moved into one that stays, the rest is written."""
         places = [(each.topic, each.partition) for each in partitions]
         with self.lock:
-            held = [
-                entry
-                for place in places
-                if place in self._shelf.parts
-                for entry in list(self._shelf.parts[place].open.values())
-                if self._shelf.parts[place].ledger.held(entry.offset)
-            ]
+            held = self._shelf.leave(places)
         if held:
             self._moved(held, places)
         with self.lock:
             self._shelf.dirty.update(place for place in places if place in self._shelf.parts)
-        for _ in range(_REVOKE_TRIES):  # what is not written now, the next owner does not know
-            if self.commit_now():
-                break
-            time.sleep(0.05)
+        deadline = time.monotonic() + _REVOKE_SECONDS
+        while not self.commit_now() and time.monotonic() < deadline:
+            time.sleep(0.05)  # what is not written now, the next owner does not know
         self._drop(places)
         consumer.incremental_unassign(partitions)
         self._changed()

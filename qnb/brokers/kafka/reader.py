@@ -15,6 +15,7 @@ from qnb.errors import BrokerUnavailable
 # Between two polls: confluent-kafka lets no other thread near a consumer that polls. A message ends a poll at once.
 _POLL_SECONDS = 0.05
 _BATCH = 500
+_AGAIN_SECONDS = 0.1
 
 
 class Reader:
@@ -35,7 +36,7 @@ class Reader:
         self._new: list[TopicPartition] = []
         self._consumer: Consumer | None = None
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._anew = self._closing = False
 
     def add(self, place: tuple[str, int], offset: int) -> None:
         """Read this partition too, from this offset; nothing changes when it is read already."""
@@ -55,27 +56,50 @@ class Reader:
                 self._thread.start()
 
     def wait(self, place: tuple[str, int], end: int, seconds: float) -> None:
-        """Until all before this offset has been read."""
+        """Until all before this offset has been read. Where that takes long, a new client reads on halfway."""
         with self._moved:
-            if not self._moved.wait_for(lambda: self._closing or self._next[place] >= end, seconds):
-                raise BrokerUnavailable(f"{self._url}: no answer from topic {place[0]} within {seconds:.0f} s")
+            for _ in range(2):
+                if self._moved.wait_for(lambda: self._closing or self._next[place] >= end, seconds / 2):
+                    return
+                self._anew = True
+            raise BrokerUnavailable(f"{self._url}: no answer from topic {place[0]} within {seconds:.0f} s")
 
     def _run(self) -> None:
         consumer = self._consumer
         assert consumer is not None
         while not self._closing:
-            if self._new:
-                with self._moved:
-                    new, self._new = self._new, []
-                consumer.incremental_assign(new)
-            first = consumer.poll(_POLL_SECONDS)
-            if first is None:
-                continue
-            for message in [first, *consumer.consume(_BATCH, 0)]:
-                self._take(message)
-            with self._moved:
-                self._moved.notify_all()
+            try:
+                self._turn(consumer)
+            except KafkaException as error:
+                log.warning("%s: %s", self._url, error)
+                self._anew = True
+            if self._anew:
+                consumer = self._begin_anew(consumer)
         consumer.close()
+
+    def _turn(self, consumer: Consumer) -> None:
+        if self._new:
+            with self._moved:
+                new, self._new = self._new, []
+            consumer.incremental_assign(new)
+        first = consumer.poll(_POLL_SECONDS)
+        if first is None:
+            return
+        for message in [first, *consumer.consume(_BATCH, 0)]:
+            self._take(message)
+        with self._moved:
+            self._moved.notify_all()
+
+    def _begin_anew(self, consumer: Consumer) -> Consumer:
+        """A client that reads on where this one has stopped."""
+        log.warning("%s: reading of the bus stands still: a new client reads on", self._url)
+        consumer.close()
+        time.sleep(_AGAIN_SECONDS)
+        with self._moved:
+            self._anew = False
+            self._new = [TopicPartition(*place, offset) for place, offset in self._next.items()]
+        self._consumer = Consumer(self._settings)
+        return self._consumer
 
     def _take(self, message: Any) -> None:
         error = message.error()

@@ -30,6 +30,7 @@ class Part:
     position: int = -1
     bytes: int = 0
     paused: bool = False
+    leaving: bool = False  # about to be someone else's
     cut: int = 0
     open: dict[int, Entry] = field(default_factory=dict)
 
@@ -64,6 +65,18 @@ class Shelf:
         self.parts[place] = Part(place, ledger, ledger.base)
         self._silent.add(place)
         self._open_at = time.monotonic() + _FIRST_SECONDS
+
+    def leave(self, places: Iterable[Place]) -> list[Entry]:
+        """Hand out no more of these partitions: what waits there is for their next owner. What is held of them."""
+        held = []
+        for part in [self.parts[place] for place in places if place in self.parts]:
+            part.leaving = True
+            for entry in part.open.values():
+                if entry.state in (READY, DELAYED):
+                    self._forget(entry)
+                elif part.ledger.held(entry.offset):
+                    held.append(entry)
+        return held
 
     def drop_part(self, place: Place) -> list[Entry]:
         """Not ours any more; what was held of it and still is."""
@@ -267,7 +280,10 @@ class Shelf:
             return
         part.ledger.give_back(entry.offset, failed)
         self.dirty.add(entry.place)
-        self._wait(entry, time.monotonic())
+        if part.leaving:
+            entry.state = GONE
+        else:
+            self._wait(entry, time.monotonic())
 
     def extend(self, entry: Entry, deadline: float) -> None:
         if deadline < entry.deadline:

@@ -25,7 +25,9 @@ from qnb.errors import QnbError
 COUNT_HEADER = "qnb-failed"
 # What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
 IDLE_SECONDS = 0.05
-_DRAIN_SECONDS = 0.005
+# What a subscription is for has come, or somebody else has it, when nothing came for so long: twice what the server
+# took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer.
+_DRAIN_SECONDS = (0.005, 0.5)
 # Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
 # It has no such argument for quorum queues: who is told of the companion looks after both.
 _TOLD = {"x-cancel-on-ha-failover": True}
@@ -37,6 +39,7 @@ class Subscription:
     def __init__(self, queue: str, urgent: bool, left: int) -> None:
         self.queue, self.urgent, self.left = queue, urgent, left
         self.confirmed = False
+        self.asked_at, self.pause = time.monotonic(), _DRAIN_SECONDS[0]
         self.takes_over: Held | None = None
         self.wanted_gone = False
         self.ending: list[Done] = []  # who waits for its end
@@ -96,12 +99,12 @@ class Taps(Owner, User):
                 return
             if subscription.left < before or not subscription.confirmed:
                 before = subscription.left
-                self._link.later(_DRAIN_SECONDS, look)
+                self._link.later(subscription.pause, look)
             else:  # somebody else was faster
                 self._cancel(channel, tag, lambda _: None)
 
         subscription.ending.append(answer.put)
-        self._link.later(_DRAIN_SECONDS, look)
+        self._link.later(subscription.pause, look)
 
     def _unhang_soon(self) -> None:
         if self._bells and self._unhanging is None:
@@ -133,6 +136,8 @@ class Taps(Owner, User):
 
         def confirmed(reply: Any) -> None:
             subscription.confirmed = True
+            least, most = _DRAIN_SECONDS
+            subscription.pause = min(max(least, 2 * (time.monotonic() - subscription.asked_at)), most)
             if subscription.wanted_gone:
                 self._end(channel, tag, reply)
 

@@ -108,8 +108,8 @@ def test_a_connection_that_works_lives_longer_than_its_heartbeats(url: str, busy
 
 @pytest.mark.slow
 def test_a_connection_to_a_server_that_hangs_is_given_up(services: Services) -> None:
-    server = services.own(RabbitServer)
-    with closing(RabbitBroker(with_options(server.url, heartbeat=1))) as broker:
+    server, url = services.killable(RabbitServer)
+    with closing(RabbitBroker(with_options(url, heartbeat=1))) as broker:
         os.killpg(server.pid, signal.SIGSTOP)
         try:
             until(lambda: broker._link.connection is None, within=15)

@@ -70,8 +70,8 @@ def test_who_dies_over_a_long_task_gives_it_back_counted(impatient: str) -> None
 
 @pytest.mark.slow
 def test_what_a_new_queue_was_given_survives_kill_9(services: Services) -> None:
-    server = services.own(RabbitServer)
-    with closing(RabbitBroker(server.url)) as broker:
+    server, url = services.killable(RabbitServer)
+    with closing(RabbitBroker(url)) as broker:
         broker.publish_many([Envelope("q", b"%d" % number) for number in range(5)])
         server.kill()
         server.start()
