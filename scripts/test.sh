@@ -72,11 +72,12 @@ bring_chromium
 check "ruff" ruff check
 beside "mypy" mypy
 beside "widgets" python scripts/widgets.py test
-# Most tests wait for something: four at a time keep two cores busy. Browsers and benchmarks want them for themselves.
-check "pytest" python -m pytest tests --numprocesses=4 --dist=loadscope --durations=25 -m "not browser and not alone"
+# Most tests wait for something: five at a time keep two cores busy. Browsers want one each, benchmarks the machine.
+check "pytest" python -m pytest tests --numprocesses=5 --dist=loadscope --durations=25 -m "not browser and not alone"
 check "mypy" ended "mypy"
 check "widgets" ended "widgets"
-check "pytest, one at a time" python -m pytest tests -m "browser or alone"
+check "browser" python -m pytest tests/browser --numprocesses=2 --dist=loadfile -m "not alone"
+check "pytest, one at a time" python -m pytest tests -m "alone"
 check "notebooks" python -m pytest --numprocesses=2 --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 for reason in "${left_out[@]}"; do say "left out: $reason"; done

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, CDPSession, Page
 from tests.browser.conftest import Open, written
 from tests.browser.lab import Server
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 FRAME = 1000 / 60
 SPEED, DISTANCE = 20_000, 60_000  # pixels: fourteen rows a frame
 WORK = {

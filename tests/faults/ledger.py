@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Ledger:
     lost: int
     run_twice: int
     seconds_after: float
+    twice: list[int] = field(default_factory=list)  # which were run to the end twice
 
     def __str__(self) -> str:
         return (
@@ -85,7 +86,7 @@ class Log:
         ends = Counter(index for index, _, _ in self.marks("E"))
         last = max((at for _, _, at in self.marks("E")), default=fault_at)
         done = len([value for value in outcomes if not isinstance(value, BaseException)])
-        twice = sum(count > 1 for count in ends.values())
-        found = Ledger(name, submitted, done, submitted - done, twice, last - fault_at)
+        twice = [index for index, count in ends.items() if count > 1]
+        found = Ledger(name, submitted, done, submitted - done, len(twice), last - fault_at, twice)
         print(found)
         return found

@@ -43,7 +43,8 @@ def test_killed_lane(place: Ground, url: str, open_session: OpenSession, workers
     outcomes = outcomes_of(futures)
     ledger = log.ledger("lane kill -9", outcomes, CALLS, at)
     assert outcomes == list(range(CALLS))
-    assert ledger.run_twice == 0  # what was killed never came to its end, and nothing else is run again
+    # What was killed never came to its end, and nothing else is run again: but what ended as the kill fell, unheard.
+    assert ledger.run_twice == 0 or ledger.twice == [i for i, pid, _ in log.marks("E") if pid == victim][-1:]
     again = [
         i for i, pid, _ in log.marks("S") if pid == victim and (i, pid) not in {(a, b) for a, b, _ in log.marks("E")}
     ]

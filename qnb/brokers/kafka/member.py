@@ -26,7 +26,7 @@ _BATCH = 1000
 _LEAST_SESSION = 1.5
 _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
-_REVOKE_SECONDS = 3.0
+_REVOKE_SECONDS, _LAST_COMMIT_SECONDS = 3.0, 10.0
 _PASSING = {KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID}
 
 
@@ -372,7 +372,7 @@ class Member:
 
     def _last_commit(self, consumer: Consumer) -> None:
         offsets = self._snapshot()
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + _LAST_COMMIT_SECONDS
         while offsets:
             try:
                 consumer.commit(offsets=offsets, asynchronous=False)
