@@ -20,6 +20,7 @@ fi
 machine_path=$PATH
 export PATH="$PWD/.venv/bin:$PATH"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONDONTWRITEBYTECODE  # what is run hundreds of times is compiled once
 
 # What a Python must say to be able to give a virtual environment its pip; Debian's cannot without python3-venv.
 with_pip="import ensurepip; ensurepip.version()"
@@ -66,7 +67,7 @@ install() { # FOLDER EXTRAS
     build_widgets "$1"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ]; then exit; fi
     say "installing qnb[$2] into $1 (takes a minute or two the first time)"
-    "$1/bin/python" -m pip install --quiet --editable ".[$2]"
+    "$1/bin/python" -m pip install --quiet --no-compile --editable ".[$2]"  # what is never run is not compiled
     printf '%s\n' "$now" >"$stamp"
   ) 9>.cache/lock
 }

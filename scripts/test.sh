@@ -73,10 +73,10 @@ check "ruff" ruff check
 beside "mypy" mypy
 beside "widgets" python scripts/widgets.py test
 # Most tests wait for something: five at a time keep two cores busy. Browsers want one each, benchmarks the machine.
-check "pytest" python -m pytest tests --numprocesses=5 --dist=loadscope --durations=25 -m "not browser and not alone"
+check "pytest" python -m pytest tests -p no:nbval --numprocesses=5 --dist=loadscope --durations=25 -m "not browser and not alone"
 check "mypy" ended "mypy"
 check "widgets" ended "widgets"
-check "browser" python -m pytest tests/browser --numprocesses=2 --dist=loadfile -m "not alone"
+check "browser" python -m pytest tests/browser -p no:nbval --numprocesses=2 --dist=loadfile -m "not alone"
 check "pytest, one at a time" python -m pytest tests -m "alone"
 check "notebooks" python -m pytest --numprocesses=2 --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 

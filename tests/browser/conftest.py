@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -63,6 +62,8 @@ def write(server: Server, browser: Browser, request: pytest.FixtureRequest) -> O
 @contextlib.contextmanager
 def written(server: Server, browser: Browser, name: str, *cells: str, classic: bool = False) -> Iterator[Notebook]:
     """Write a notebook of these cells and open it; its kernel ends with it."""
+    import nbformat  # takes seconds to import
+
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, server.root / name)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, CDPSession, Page
 from tests.browser.conftest import Open, written
 from tests.browser.lab import Server
 
-pytestmark = [pytest.mark.browser, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 FRAME = 1000 / 60
 SPEED, DISTANCE = 20_000, 60_000  # pixels: fourteen rows a frame
 WORK = {
@@ -86,6 +86,7 @@ def scroll(browser: Browser, page: Page, place: dict[str, float]) -> Cost:
     return cost_of(trace, frames, rate)
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_rows_scroll_at_sixty_frames(server: Server, browser: Browser) -> None:
     """By a hand that turns the wheel hard, through 2,500 rows in three seconds, while a thousand calls a second end.
 

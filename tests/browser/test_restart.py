@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import Browser
 
@@ -53,6 +52,8 @@ def restart_from_the_menu(notebook: Notebook) -> None:
 
 
 def test_the_same_table_goes_on(server: Server, browser: Browser, pictures: Path) -> None:
+    import nbformat
+
     cells = [nbformat.v4.new_code_cell(text.strip()) for text in (START, ATTACH, CHECK)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), server.root / "restart.ipynb")

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -69,6 +68,8 @@ def test_the_dashboard_is_live(voila: Server, browser: Browser, pictures: Path) 
 def test_what_was_over_before_the_page_opened_is_there_and_answers(
     voila: Server, browser: Browser, pictures: Path
 ) -> None:
+    import nbformat
+
     cells = [nbformat.v4.new_code_cell(source) for source in (EARLY, WAIT, THEN)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), voila.root / "early.ipynb")

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -17,6 +16,8 @@ LIVE = {"03_choosing_a_broker", "06_dashboard"}
 
 @pytest.fixture(params=sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def book(request: pytest.FixtureRequest) -> Any:
+    import nbformat
+
     found = nbformat.read(request.param, as_version=4)
     nbformat.validate(found)
     return found

@@ -11,7 +11,6 @@ import sys
 import termios
 from pathlib import Path
 
-import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +23,8 @@ batch"""
 
 def write(folder: Path, *cells: str, **tags: list[str]) -> Path:
     """A notebook; `raises` has the cells that are meant to fail."""
+    import nbformat
+
     book = nbformat.v4.new_notebook()
     for source in cells:
         make = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.services import Services
 
@@ -31,6 +29,9 @@ def test_a_notebook_gives_on_redis_what_it_gives_on_a_file(
     monkeypatch.setenv("QNB_BROKER", server.url)
     monkeypatch.delenv("QNB_BACKEND", raising=False)
     monkeypatch.setenv("QNB_KEY", "a key for this test")
+    import nbformat
+    from nbclient import NotebookClient
+
     book = nbformat.read(NOTEBOOK, as_version=4)
     meant = checked(book)
     resources = {"metadata": {"path": str(tmp_path)}}

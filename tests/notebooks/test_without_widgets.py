@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 from tests.notebooks.kernel import ROOT, WIDGET, Kernel
@@ -35,6 +34,8 @@ ENTRIES = ("batch", "session", "workers", "events", "brokers", "runs", "queues")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All views in a notebook that nbconvert has run, with nobody looking, while work was under way."""
     path = tmp_path_factory.mktemp("executed") / "views.ipynb"
+    import nbformat
+
     cells = [nbformat.v4.new_code_cell(source) for source in (SESSION, *VIEWS, "time.sleep(1)")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
