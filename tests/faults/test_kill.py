@@ -34,15 +34,16 @@ def outcomes_of(futures: list[qnb.Future], seconds: float = 60.0) -> list[object
 def test_killed_lane(place: Ground, url: str, open_session: OpenSession, workers: Workers, log: Log) -> None:
     session = open_session(url)
     workers.start(session, url, concurrency=2)
-    work = job(SECONDS, str(log.path))
-    futures = [session.submit(work, index) for index in range(CALLS)]
-    log.wait_for(lambda: len(log.marks("E")) > CALLS // 3)
+    count = 24
+    work = job(0.2, str(log.path))  # long enough to be killed in the middle
+    futures = [session.submit(work, index) for index in range(count)]
+    log.wait_for(lambda: len(log.marks("E")) > count // 3)
     victim = log.wait_for(log.running)[0]
     os.kill(victim, signal.SIGKILL)
     at = time.time()
     outcomes = outcomes_of(futures)
-    ledger = log.ledger("lane kill -9", outcomes, CALLS, at)
-    assert outcomes == list(range(CALLS))
+    ledger = log.ledger("lane kill -9", outcomes, count, at)
+    assert outcomes == list(range(count))
     # What was killed never came to its end, and nothing else is run again: but what ended as the kill fell, unheard.
     assert ledger.run_twice == 0 or ledger.twice == [i for i, pid, _ in log.marks("E") if pid == victim][-1:]
     again = [
