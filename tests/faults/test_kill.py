@@ -38,7 +38,8 @@ def test_killed_lane(place: Ground, url: str, open_session: OpenSession, workers
     work = job(0.2, str(log.path))  # long enough to be killed in the middle
     futures = [session.submit(work, index) for index in range(count)]
     log.wait_for(lambda: len(log.marks("E")) > count // 3)
-    victim = log.wait_for(log.running)[0]
+    looking = time.time()
+    victim = log.wait_for(lambda: [pid for _, pid, at in log.marks("S") if at > looking])[0]
     os.kill(victim, signal.SIGKILL)
     at = time.time()
     outcomes = outcomes_of(futures)
