@@ -26,6 +26,7 @@ _BATCH = 1000
 _LEAST_SESSION = 1.5
 _COMMIT_AGAIN_SECONDS = 5.0
 _COMMIT_PAUSE_SECONDS = 0.1
+_LOOK_SECONDS = 5.0
 _REVOKE_SECONDS, _LAST_COMMIT_SECONDS = 3.0, 10.0
 _PASSING = {KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID}
 
@@ -88,6 +89,7 @@ class Member:
             "fetch.queue.backoff.ms": 20,
             "queued.min.messages": 2000,
             "queued.max.messages.kbytes": 32_768,
+            "topic.metadata.refresh.interval.ms": 30_000,  # partitions that somebody adds by hand wait no longer
             **self.context.settings,
             "group.id": self.group,
             "enable.auto.commit": False,
@@ -112,6 +114,12 @@ class Member:
         wanted = sorted(topics)
         if self._consumer is not None and wanted != self._topics:
             self._run_there(lambda: self._subscribe(wanted), wait=False)
+
+    def look_for_partitions(self) -> None:
+        """Topics have grown. By itself the client looks once in a while, and only an answer about all topics counts."""
+        consumer = self._consumer
+        if consumer is not None:
+            self._run_there(lambda: consumer.list_topics(timeout=_LOOK_SECONDS), wait=False)
 
     def _subscribe(self, topics: list[str]) -> None:
         consumer = self._consumer

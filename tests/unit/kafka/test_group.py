@@ -108,6 +108,35 @@ def test_more_workers_than_partitions_grow_them(url: str) -> None:
     broker.close()
 
 
+def test_partitions_that_a_topic_grows_by_are_read_at_once(broker: KafkaBroker) -> None:
+    """By all members: librdkafka by itself looks for them once in five minutes."""
+    consumers = [broker.consume(["q"], prefetch=100) for _ in range(2)]
+    broker.publish_many(numbered(8))
+    got = [each.body for consumer in consumers for each in consumer.receive_many(100, 5.0)]
+    while len(got) < 8:
+        got += [each.body for consumer in consumers for each in consumer.receive_many(100, 0.2)]
+    topic = broker._names.topic("q")
+    consumers[0]._keeper._grow(topic, broker._topics.count(topic))
+    assert broker._topics.count(topic) == 16
+    broker.publish_many(numbered(32))
+    deadline = time.monotonic() + 20
+    while len(got) < 40 and time.monotonic() < deadline:
+        got += [each.body for consumer in consumers for each in consumer.receive_many(100, 0.2)]
+    assert len(got) == 40
+
+
+def test_who_is_not_yet_given_partitions_adds_none(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group may take seconds to form, on a busy server."""
+    broker.publish_many(numbered(1))
+    consumer = broker.consume(["q"], prefetch=1)
+    take(consumer, 1)
+    monkeypatch.setattr(consumer._keeper, "_mine", lambda topic: [])
+    consumer._keeper._fit()
+    broker._topics.refresh()
+    assert broker._topics.known(broker._names.topic("q")) == 8
+    assert consumer._keeper._fit_at < time.monotonic() + 10, "it looks again"
+
+
 def test_more_workers_than_may_have_partitions_are_warned_of(url: str, caplog: pytest.LogCaptureFixture) -> None:
     broker = KafkaBroker(with_options(url, partitions=1, max_partitions=1))
     consumers = [broker.consume(["q"], prefetch=1) for _ in range(2)]
