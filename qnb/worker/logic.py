@@ -36,6 +36,7 @@ SLOWED_LEAST, SLOWED_SECONDS = 0.1, 5.0
 BLOCKED_KEPT = 24  # frames whose calls all wait for others; further ones go back to the queue
 BLOCKED_SECONDS = 0.25  # at first, then doubled
 BLOCKED_MOST_SECONDS = 8.0
+BLOCKED_MOVING_SECONDS = 1.0  # at most, while calls that waited here start
 _KEPT = 10_000
 
 Spans = Iterable[tuple[int, int]]
@@ -58,6 +59,7 @@ class WorkerLogic:
         self.slowed: list[Piece] = []  # what its function's rate limit holds back
         self.graph = Graph()
         self._put_back: dict[tuple[str, int], int] = {}  # how often a frame that waits went back
+        self._unblocked_at = -math.inf
         self.draining = False
         self.now = 0.0  # of the last event that had a time
         self.counts = {"done": 0, "failed": 0, "cancelled": 0, "lost": 0, "retried": 0, "lanes_died": 0}
@@ -126,7 +128,9 @@ class WorkerLogic:
     def learn(self, run: str, known: Mapping[int, Known], now: float) -> list[Action]:
         """Calls that others here wait for have ended."""
         self.now = now
-        return self._unblock(self.graph.learn(run, known), now) + self.deal()
+        if over := self.graph.learn(run, known):
+            self._unblocked_at = now
+        return self._unblock(over, now) + self.deal()
 
     def expire(self, now: float) -> list[Action]:
         """Calls whose time is over do not wait for others any longer."""
@@ -163,12 +167,12 @@ class WorkerLogic:
 
     def _too_many_wait(self) -> list[Action]:
         """Frames of which nothing is left but calls that wait take the place of those that they wait for: above some,
-        the newest go back."""
+        those go back that were sent last. In whatever order they come: what a call waits for was sent before it."""
         actions: list[Action] = []
         if len(self.graph.blocked) <= BLOCKED_KEPT:
             return actions
-        for calls in reversed(list(self.graph.blocked.values())):
-            held = next(iter(calls.values())).held
+        waiting = [(next(iter(calls.values())).held, calls) for calls in self.graph.blocked.values()]
+        for held, calls in sorted(waiting, key=lambda each: each[0].frame.sent_at, reverse=True):
             if held.left == len(calls):
                 actions += self._give_back(held)
                 if len(self.graph.blocked) <= BLOCKED_KEPT:
@@ -180,7 +184,8 @@ class WorkerLogic:
         indices = self.graph.take_out(held, frame.first, frame.count)
         times = self._put_back.get((frame.run, indices[0]), 0)
         remember(self._put_back, (frame.run, indices[0]), times + 1, _KEPT)
-        delay = min(BLOCKED_MOST_SECONDS, BLOCKED_SECONDS * 2.0 ** min(times, 10))
+        moving = self.now - self._unblocked_at < BLOCKED_MOST_SECONDS
+        delay = min(BLOCKED_MOVING_SECONDS if moving else BLOCKED_MOST_SECONDS, BLOCKED_SECONDS * 2.0 ** min(times, 10))
         if len(indices) == frame.count:
             del self.held[id(held)]
             return [Release(held.delivery, delay)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -598,3 +600,44 @@ def test_calls_that_wait_end_with_their_time(late: bool) -> None:
     assert actions[-1] == act.Ack(delivery)
     assert not logic.held
     assert not logic.graph.blocked
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_a_chain_that_comes_in_any_order_goes_on(order: str) -> None:
+    """Each call a frame of its own, far more than are kept: what is kept must be what can start next."""
+    length, now, ended = 100, 1000.0, 0
+    logic = WorkerLogic("w", 1)
+    logic.start()
+    logic.lane_up(1, False)
+    frames = [
+        Frame("r", i, 1, FUNCTIONS[0], payload(0, 1) if not i else chained(i), sent_at=900.0 + i) for i in range(length)
+    ]
+    places = list(range(length))
+    random.Random(7).shuffle(places)
+    at_the_broker = [(now, place if order == "shuffled" else -i, i) for i, place in enumerate(places)]
+    heapq.heapify(at_the_broker)
+
+    def carry_out(actions: Iterable[act.Action]) -> None:
+        nonlocal ended
+        for action in actions:
+            if isinstance(action, act.Release):
+                index = int(action.delivery.body)
+                heapq.heappush(at_the_broker, (now + action.delay, places[index], index))
+            elif isinstance(action, act.Deal):
+                done = [(action.work.first, 1, b"", b"")]
+                assert action.work.first == ended
+                ended += 1
+                carry_out(logic.reported(1, Report(action.work.serial, 1, 0.001, done), now))
+
+    while at_the_broker:
+        now, _, index = heapq.heappop(at_the_broker)
+        carry_out(logic.received(Delivery("q", b"%d" % index, 1, index), frames[index], [], now))
+        while known := [i for i in logic.graph.missing("r") if i < ended]:
+            carry_out(logic.learn("r", {i: Known(DONE, b"p") for i in known}, now))
+    assert ended == length
+    assert now - 1000.0 < 10.0, "seconds of the broker's clock"
+
+
+def chained(index: int) -> bytes:
+    """The arguments of a call that waits for the one before."""
+    return encode_referring([(str(index).encode(), [ValueOf("r", index - 1)])])
