@@ -326,10 +326,10 @@ class Keeper:
             self.member.context.topics.forget(topic for topic, _, _ in said.places)
         elif said.kind == "topics" and said.queue in self._queues():
             self.member.context.topics.refresh()
-            self._subscribe()
-            self.member.look_for_partitions()
+            if not self._subscribe():
+                self.member.look_for_partitions()
 
-    def _subscribe(self) -> None:
+    def _subscribe(self) -> bool:
         """A queue that is left stays until what is held of it is settled: else it would be delivered again."""
         topics = self.member.context.topics
         queues = self._queues()
@@ -337,7 +337,7 @@ class Keeper:
             held = self._shelf.queues_held()
         self._leaving = held.difference(queues)
         wanted = [*queues, *self._leaving]
-        self.member.subscribe([topic for queue in wanted for topic in topics.of_queue(queue)])
+        return self.member.subscribe([topic for queue in wanted for topic in topics.of_queue(queue)])
 
     def resubscribe(self) -> None:
         """The queues are others now."""

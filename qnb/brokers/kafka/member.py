@@ -109,11 +109,13 @@ class Member:
     def started(self) -> bool:
         return self._consumer is not None
 
-    def subscribe(self, topics: Sequence[str]) -> None:
-        """Take part in these topics, and no others."""
+    def subscribe(self, topics: Sequence[str]) -> bool:
+        """Take part in these topics, and no others; whether that is new."""
         wanted = sorted(topics)
-        if self._consumer is not None and wanted != self._topics:
-            self._run_there(lambda: self._subscribe(wanted), wait=False)
+        if self._consumer is None or wanted == self._topics:
+            return False
+        self._run_there(lambda: self._subscribe(wanted), wait=False)
+        return True
 
     def look_for_partitions(self) -> None:
         """Topics have grown. By itself the client looks once in a while, and only an answer about all topics counts."""
