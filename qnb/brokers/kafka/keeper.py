@@ -7,7 +7,6 @@ are written again into a partition of one that wants them.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -22,7 +21,7 @@ from qnb.brokers.kafka.member import Member
 from qnb.brokers.kafka.records import Entry, Record, copy_of
 from qnb.brokers.kafka.shelf import GONE, HELD, Place, Shelf
 from qnb.brokers.memory.bus import Gate
-from qnb.errors import AccessDenied, QnbError
+from qnb.errors import QnbError
 
 # Nobody has come for so long: what is ready may go to others.
 _UNATTENDED_SECONDS = 0.05
@@ -365,18 +364,8 @@ class Keeper:
             some = any(self._mine(each) for each in topics.of_queue(queue))
             if some or not self.member.in_group or not have or topic in self._warned:
                 continue
-            if self._members() <= have:  # it will be given some: the group is slow to form
-                self._fit_at = time.monotonic() + _FIT_SECONDS
-                continue
             self._warned.add(topic)
             self._grow(topic, have)
-
-    def _members(self) -> float:
-        """How many there are; without end where this user may not ask."""
-        try:
-            return len(self.member.context.topics.group(self.member.group).members)
-        except AccessDenied:
-            return math.inf
 
     def _grow(self, topic: str, have: int) -> None:
         context = self.member.context

@@ -124,18 +124,6 @@ def test_partitions_that_a_topic_grows_by_are_read_at_once(url: str) -> None:
     broker.close()
 
 
-def test_who_is_not_yet_given_partitions_adds_none(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group may take seconds to form, on a busy server."""
-    broker.publish_many(numbered(1))
-    consumer = broker.consume(["q"], prefetch=1)
-    take(consumer, 1)
-    monkeypatch.setattr(consumer._keeper, "_mine", lambda topic: [])
-    consumer._keeper._fit()
-    broker._topics.refresh()
-    assert broker._topics.known(broker._names.topic("q")) == 8
-    assert consumer._keeper._fit_at < time.monotonic() + 10, "it looks again"
-
-
 def test_more_workers_than_may_have_partitions_are_warned_of(url: str, caplog: pytest.LogCaptureFixture) -> None:
     broker = KafkaBroker(with_options(url, partitions=1, max_partitions=1))
     consumers = [broker.consume(["q"], prefetch=1) for _ in range(2)]
