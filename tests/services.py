@@ -240,12 +240,7 @@ def _shelf(services: Services) -> str:
 def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], None]]]:
     def start(services: Services) -> tuple[str, Callable[[], None]]:
         server = services.private(kind, appendonly=True, appendfsync="always")
-
-        def restart() -> None:
-            server.kill()
-            server.start()
-
-        return server.url, restart
+        return server.url, server.restart
 
     return start
 
@@ -253,12 +248,7 @@ def _restart_redis(kind: str) -> Callable[[Services], tuple[str, Callable[[], No
 def _restart(kind: type[Server]) -> Callable[[Services], tuple[str, Callable[[], None]]]:
     def start(services: Services) -> tuple[str, Callable[[], None]]:
         server, url = services.killable(kind)
-
-        def restart() -> None:
-            server.kill()
-            server.start()
-
-        return url, restart
+        return url, server.restart
 
     return start
 
@@ -284,12 +274,7 @@ def _redis_case(label: str, kind: str, again: bool = False) -> Case:
 
 def _restart_cluster(services: Services) -> tuple[str, Callable[[], None]]:
     cluster = services.cluster(appendonly=True, appendfsync="always")
-
-    def restart() -> None:
-        cluster.kill()
-        cluster.start()
-
-    return cluster.url, restart
+    return cluster.url, cluster.restart
 
 
 _CLUSTER = Case(
@@ -354,11 +339,6 @@ def _spoil_rabbit(url: str, queue: str) -> None:
         connection.channel().queue_declare(name, durable=True, arguments=full)
 
 
-def _restart_sqs(services: Services) -> tuple[str, Callable[[], None]]:
-    server, url = services.killable(SqsServer)
-    return url, server.restart
-
-
 BROKERS: Sequence[Case] = (
     Case("memory", lambda services: f"memory://{services.word()}", processes=False),
     Case("theirs", lambda services: f"tests.third_party:TheirBroker?name={services.word()}", processes=False),
@@ -381,7 +361,7 @@ BROKERS: Sequence[Case] = (
     Case(
         "sqs",
         lambda services: with_options(services.common(SqsServer).url, prefix=services.word()),
-        restart=_restart_sqs,
+        restart=_restart(SqsServer),
         lease=1.0,
         death=3.5,  # whole seconds, and one more for the way
         ordered=False,

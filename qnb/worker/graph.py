@@ -148,6 +148,11 @@ class Graph:
         return found
 
     @property
+    def frames(self) -> list[Held]:
+        """Frames of which calls wait."""
+        return [next(iter(calls.values())).held for calls in self.blocked.values()]
+
+    @property
     def runs(self) -> list[str]:
         """Runs of which something is missing."""
         return list({*self._singles, *self._spans})
@@ -247,8 +252,7 @@ class Graph:
     def take_all_out(self) -> list[Piece]:
         """Nothing waits any longer: all that did, as pieces."""
         pieces = []
-        for calls in list(self.blocked.values()):
-            held = next(iter(calls.values())).held
+        for held in self.frames:
             indices = self.take_out(held, held.frame.first, held.frame.count)
             pieces += [Piece(held, first, count) for first, count in spans_of(indices)]
         return pieces

@@ -135,7 +135,7 @@ class WorkerLogic:
     def expire(self, now: float) -> list[Action]:
         """Calls whose time is over do not wait for others any longer."""
         actions: list[Action] = []
-        for held in [next(iter(calls.values())).held for calls in self.graph.blocked.values()]:
+        for held in self.graph.frames:
             if _expired(held.frame, now):
                 for first, count in spans_of(self.graph.take_out(held, held.frame.first, held.frame.count)):
                     actions += self._admit(held, first, count, now)
@@ -171,9 +171,8 @@ class WorkerLogic:
         actions: list[Action] = []
         if len(self.graph.blocked) <= BLOCKED_KEPT:
             return actions
-        waiting = [(next(iter(calls.values())).held, calls) for calls in self.graph.blocked.values()]
-        for held, calls in sorted(waiting, key=lambda each: each[0].frame.sent_at, reverse=True):
-            if held.left == len(calls):
+        for held in sorted(self.graph.frames, key=lambda held: held.frame.sent_at, reverse=True):
+            if held.left == len(self.graph.blocked[id(held)]):
                 actions += self._give_back(held)
                 if len(self.graph.blocked) <= BLOCKED_KEPT:
                     break
@@ -583,8 +582,7 @@ class WorkerLogic:
             self.waiting.extendleft(Piece(piece.held, *span) for span in reversed(spans))
             for start, length in gaps(piece.first, piece.count, spans):
                 actions += self._conclude(piece.held, start, length, CANCELLED, None)
-        for waiting in [calls for calls in self.graph.blocked.values() if calls]:
-            held = next(iter(waiting.values())).held
+        for held in self.graph.frames:
             if held.frame.run == run:
                 for start, length in spans_of(self.graph.take_out(held, first, count)):
                     actions += self._conclude(held, start, length, CANCELLED, None)

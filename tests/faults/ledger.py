@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,12 @@ class Ledger:
     submitted: int
     done: int
     lost: int
-    run_twice: int
+    twice: list[int]  # which were run to the end more than once
     seconds_after: float
-    twice: list[int] = field(default_factory=list)  # which were run to the end twice
+
+    @property
+    def run_twice(self) -> int:
+        return len(self.twice)
 
     def __str__(self) -> str:
         return (
@@ -87,6 +90,6 @@ class Log:
         last = max((at for _, _, at in self.marks("E")), default=fault_at)
         done = len([value for value in outcomes if not isinstance(value, BaseException)])
         twice = [index for index, count in ends.items() if count > 1]
-        found = Ledger(name, submitted, done, submitted - done, len(twice), last - fault_at, twice)
+        found = Ledger(name, submitted, done, submitted - done, twice, last - fault_at)
         print(found)
         return found

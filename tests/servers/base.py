@@ -115,6 +115,11 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def restart(self) -> None:
+        """Away by accident, and back on the same data."""
+        self.kill()
+        self.start()
+
     def stop(self) -> None:
         """Gone for good, with its folder."""
         self.kill()

@@ -83,6 +83,10 @@ class RedisCluster:
     def start(self) -> None:
         for node in self.nodes:
             node.start()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
         self.wait()
 
     def stop(self) -> None:

@@ -246,6 +246,7 @@ class Member:
 
     def _find_commits(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Nothing is taken of a partition before it is known what is settled there, and it has no other owner."""
+        pause = 0.1
         while not self._closing:
             try:
                 found: list[TopicPartition] = consumer.committed(partitions, timeout=5.0)
@@ -253,7 +254,8 @@ class Member:
                     return found
             except KafkaException as error:
                 log.warning("%s: read the offsets: %s", self.context.url, error)
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(1.0, 2 * pause)
         return []
 
     def _revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -58,11 +58,11 @@ class Reader:
     def wait(self, place: tuple[str, int], end: int, seconds: float) -> None:
         """Until all before this offset has been read. Where that takes long, a new client reads on halfway."""
         with self._moved:
-            for _ in range(2):
-                if self._moved.wait_for(lambda: self._closing or self._next[place] >= end, seconds / 2):
-                    return
-                self._anew = True
-            raise BrokerUnavailable(f"{self._url}: no answer from topic {place[0]} within {seconds:.0f} s")
+            if self._moved.wait_for(lambda: self._closing or self._next[place] >= end, seconds / 2):
+                return
+            self._anew = True
+            if not self._moved.wait_for(lambda: self._closing or self._next[place] >= end, seconds / 2):
+                raise BrokerUnavailable(f"{self._url}: no answer from topic {place[0]} within {seconds:.0f} s")
 
     def _run(self) -> None:
         consumer = self._consumer
