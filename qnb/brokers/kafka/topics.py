@@ -116,7 +116,8 @@ class Topics:
             self.made(missing)
 
     def _create(self, topics: Sequence[str]) -> None:
-        deadline = time.monotonic() + max(CREATE_SECONDS, self.options.patience)
+        patience = max(CREATE_SECONDS, self.options.patience)
+        deadline, latest = time.monotonic() + patience, time.monotonic() + 3 * patience
         left = list(topics)
         while left:
             asked = self._admin.create_topics([self._new(topic) for topic in left], operation_timeout=REQUEST_SECONDS)
@@ -132,9 +133,11 @@ class Topics:
                 if code_of(error) != _EXISTS and code_of(error) not in UNAVAILABLE:
                     raise translate(error, self._url, f"create topic {topic} ({self._counts_for(topic)} partitions)")
             self.refresh()  # one that is there, or is being removed: then it is asked for again until it is gone
+            if any(code_of(error) in UNAVAILABLE for error in refused.values()):  # back, and busy with what it had
+                deadline = min(time.monotonic() + patience, latest)
             left = [topic for topic in topics if topic not in self._counts]
             if left and time.monotonic() > deadline:
-                raise BrokerError(f"{self._url}: topics {', '.join(left)} cannot be made: still being removed?")
+                raise BrokerError(f"{self._url}: topics {', '.join(left)} are not to be had: being removed?")
             if left:
                 time.sleep(0.05)
 
