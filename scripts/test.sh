@@ -3,6 +3,7 @@
 # PYTEST_ADDOPTS reaches every pytest run, as in PYTEST_ADDOPTS="-k redis -x" make test.
 cd "$(dirname "$0")/.."
 . scripts/common.sh
+PATH="$PATH:/usr/sbin:/sbin"  # where Debian has its servers
 
 failed=() left_out=()
 declare -A running
@@ -34,24 +35,27 @@ ended() { # NAME
 }
 
 # Debian packages of servers that are not here, in one go. What then is still missing, its tests say.
-bring_servers() {
-  local missing=()
-  PATH="$PATH:/usr/sbin:/sbin"
-  command -v redis-server >/dev/null || missing+=(redis-server)
-  command -v openssl >/dev/null || missing+=(openssl)
-  [ -d /usr/lib/rabbitmq ] || missing+=(rabbitmq-server)
-  command -v java >/dev/null || missing+=(default-jre-headless)
-  [ -e /usr/share/java/zookeeper.jar ] || missing+=(zookeeper)
-  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing+=(postgresql)
-  command -v mariadbd >/dev/null || command -v mysqld >/dev/null || missing+=(mariadb-server)
-  if [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"; then return; fi
-  local package
-  for package in "${missing[@]}"; do left_out+=("what needs $package: it is not here, and could not be installed"); done
+missing_servers() {
+  command -v redis-server >/dev/null || echo redis-server
+  command -v openssl >/dev/null || echo openssl
+  [ -d /usr/lib/rabbitmq ] || echo rabbitmq-server
+  command -v java >/dev/null || echo default-jre-headless
+  [ -e /usr/share/java/zookeeper.jar ] || echo zookeeper
+  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || echo postgresql
+  command -v mariadbd >/dev/null || command -v mysqld >/dev/null || echo mariadb-server
+}
+
+has_chromium() { chromium --version || google-chrome --version; } >/dev/null 2>&1
+
+bring_packages() {
+  local missing
+  mapfile -t missing < <(missing_servers)
+  if [ ${#missing[@]} -gt 0 ]; then apt_install "${missing[@]}" || true; fi
+  has_chromium || apt_install chromium fonts-dejavu-core || true
 }
 
 bring_chromium() {
-  if chromium --version || google-chrome --version; then return; fi >/dev/null 2>&1
-  if apt_install chromium fonts-dejavu-core && chromium --version; then return; fi >/dev/null 2>&1
+  if has_chromium; then return; fi
   # Ubuntu has it as a snap only, which no container runs, and a plain user has no apt-get
   if timeout 300 python -m playwright install $(is_root && echo --with-deps) chromium; then
     QNB_CHROMIUM=$(python -c '
@@ -64,9 +68,11 @@ with sync_playwright() as playwright:
   left_out+=("the tests in tests/browser: there is no Chromium, and it could not be installed")
 }
 
+beside "packages" bring_packages
 install .venv dev
 bring_node .venv test
-bring_servers
+ended "packages"
+for package in $(missing_servers); do left_out+=("what needs $package: it is not here, and could not be installed"); done
 bring_chromium
 
 check "ruff" ruff check
@@ -77,7 +83,7 @@ check "pytest" python -m pytest tests -p no:nbval --numprocesses=5 --dist=loadsc
 check "mypy" ended "mypy"
 check "widgets" ended "widgets"
 check "browser" python -m pytest tests/browser -p no:nbval --numprocesses=2 --dist=loadfile -m "not alone"
-check "pytest, one at a time" python -m pytest tests -m "alone"
+check "pytest, one at a time" python -m pytest $(grep -rl --include='*.py' 'mark\.alone' tests) -p no:nbval -m "alone"
 check "notebooks" python -m pytest --numprocesses=2 --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
 
 for reason in "${left_out[@]}"; do say "left out: $reason"; done

@@ -63,6 +63,10 @@ class Dependencies:
         self._notes.append(note)
         self._work.set()
 
+    def wake(self) -> None:
+        """See at once that the worker has stopped."""
+        self._work.set()
+
     def run(self) -> None:
         """A thread: what is fetched here may be large, and nothing else waits for it."""
         while not self._worker.stopped.is_set():

@@ -501,6 +501,7 @@ class Worker:
             lane.close()
         self.stopped.set()
         self.inbox.wake()
+        self.dependencies.wake()
         try:
             self.consumer.close()
         except QnbError as error:

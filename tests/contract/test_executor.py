@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import qnb
-from tests.contract.conftest import Gate, until
+from tests.contract.conftest import FEW, Gate, until
 
+BROKERS = FEW
 SECONDS = 20.0
 
 

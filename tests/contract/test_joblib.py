@@ -13,7 +13,9 @@ from joblib import Parallel, delayed
 
 import qnb
 import qnb.joblib
-from tests.contract.conftest import WORKERS
+from tests.contract.conftest import FEW, WORKERS
+
+BROKERS = FEW
 
 
 def test_results_in_order_and_on_workers(session: qnb.Session, kind: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import qnb
-from tests.contract.conftest import until
+from tests.contract.conftest import FEW, until
 
-BROKERS = ("memory", "sqlite", "redis")
+BROKERS = FEW
 
 
 @pytest.fixture

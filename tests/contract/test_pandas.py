@@ -13,8 +13,9 @@ from pandas.testing import assert_frame_equal, assert_series_equal
 
 import qnb
 import qnb.pandas
-from tests.contract.conftest import until
+from tests.contract.conftest import FEW, until
 
+BROKERS = FEW
 COUNT = 500
 
 

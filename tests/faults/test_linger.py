@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+
+from qnb import registry
+from qnb.worker.loop import Worker, WorkerOptions
 from tests.faults.conftest import Workers, alive
 from tests.faults.ledger import Log
 from tests.servers.redis import RedisServer, find_redis
@@ -51,3 +56,19 @@ def test_they_end_where_the_server_is_gone_for_good(workers: Workers, log: Log, 
     server.kill()
     process.communicate(timeout=60)
     assert process.returncode is not None
+
+
+def test_a_worker_that_stops_wakes_all_that_waits_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of it sleeps on until it happens to look again: here, it would sleep for ever."""
+
+    class Patient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(None)
+
+    url = "memory://ends"
+    worker = Worker(registry.open_broker(url), registry.open_backend(url), b"k" * 32, WorkerOptions("w", pool="thread"))
+    monkeypatch.setattr(worker.dependencies, "_work", Patient())
+    worker.start()
+    worker.stop()
+    worker.join()
+    assert [thread.name for thread in threading.enumerate() if thread.name == "qnb-run"] == []
