@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from dataclasses import dataclass
@@ -84,6 +83,8 @@ def find(kind: str, url: str) -> type[Any]:
 
 
 def _unknown(kind: str, scheme: str) -> str:
+    import difflib
+
     known = sorted(schemes(kind))
     close = difflib.get_close_matches(scheme, [*known, *ALIASES], n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}: ?" if close else ""

@@ -15,10 +15,8 @@ import io
 import os
 import stat
 import sys
-import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +85,8 @@ class Shipment:
                 f"{largest[1].st_size:,}), and {MOST_BYTES:,} at most are shipped: ship the folder of the modules "
                 "alone, and put data where workers can read it"
             )
+        import zipfile  # most sessions and lanes never meet an archive
+
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             for path, _ in files:
@@ -260,6 +260,8 @@ _hidden: dict[str, dict[str, ModuleType]] = {}  # installed modules that those o
 
 def folder() -> Path:
     """Where archives are unpacked: of this user alone, shared by all workers and lanes on this machine."""
+    import tempfile
+
     path = Path(tempfile.gettempdir()) / f"qnb-shipped-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -276,6 +278,9 @@ def is_here(archive: Archive) -> bool:
 
 def unpack_archive(archive: Archive, data: bytes) -> None:
     """Put its files where lanes look for them. Nobody sees half of it, and two may do it at once."""
+    import tempfile
+    import zipfile
+
     place = folder()
     draft = Path(tempfile.mkdtemp(dir=place, prefix="draft-"))
     try:

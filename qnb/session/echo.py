@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +77,8 @@ def _show(display: Display, id: str, update: bool) -> None:
 
 async def await_telling(future: Future) -> Any:
     """Await a future, and echo what it prints meanwhile."""
+    import asyncio  # a third of what a session would load
+
     wrapped = asyncio.wrap_future(future)
     try:
         while not wrapped.done():

@@ -178,6 +178,12 @@ def test_the_session_loads_no_client_library() -> None:
     assert not loaded("import qnb; qnb.Session; qnb.Batch; qnb.Future") & {*HEAVY[:8]} - {"numpy"}
 
 
+@pytest.mark.parametrize("code", ["import qnb; qnb.Session; qnb.Batch; qnb.Future", "import qnb.worker.lane"])
+def test_what_few_need_is_loaded_for_them_alone(code: str) -> None:
+    """It would take as long as all the rest."""
+    assert not loaded(code) & {"asyncio", "difflib", "ssl", "subprocess", "tempfile", "zipfile"}
+
+
 def test_help_loads_no_client_library() -> None:
     code = "from qnb.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
     assert not loaded(code) & {*HEAVY, "msgspec"}
