@@ -92,6 +92,15 @@ def encode_plain_values(values: list[Any]) -> bytes | None:
         return None
 
 
+def require_plain(columns: Sequence[Sequence[Any]], names: Sequence[str] = ()) -> None:
+    """CannotPickle where the arguments of one of many calls, by column, are not plain."""
+    if are_plain(columns):
+        return
+    for row in zip(*columns, strict=True):
+        if not all(map(is_nested_plain, row)):
+            raise not_plain((), dict(zip(names, row, strict=True))) if names else not_plain(row, {})
+
+
 def not_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> CannotPickle:
     """Says which argument cannot travel to a function that is called by its name."""
     named = [*((f"argument {i}", value) for i, value in enumerate(args)), *kwargs.items()]

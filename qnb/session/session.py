@@ -24,6 +24,7 @@ from qnb.codec.archives import Shipments
 from qnb.codec.functions import Named, Shipper, parameter_names
 from qnb.codec.kept import Kept
 from qnb.codec.parts import get_object, put_sealed
+from qnb.codec.plain import require_plain
 from qnb.codec.references import Referable
 from qnb.codec.signing import BLOB, ENCRYPTED, Signer
 from qnb.errors import ConfigurationError, QnbError, ResultsNotKept
@@ -293,10 +294,10 @@ class Session(concurrent.futures.Executor):
         names = tuple(grid)
         rows = list(itertools.product(*(list(values) for values in grid.values())))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
-        if fixed and any(isinstance(value, Referable) for value in fixed.values()):
+        inner = as_function(fn.function if isinstance(fn, Task) else fn)
+        if fixed and (isinstance(inner, Named) or any(isinstance(value, Referable) for value in fixed.values())):
             names, columns = (*names, *fixed), [*columns, *([value] * len(rows) for value in fixed.values())]
         elif fixed:
-            inner = as_function(fn.function if isinstance(fn, Task) else fn)
             bound: Any = partial(inner, **fixed)
             fn = Task(bound, fn.task_options, self) if isinstance(fn, Task) else bound
         return self._launch("sweep", fn, columns, names, count=len(rows))
@@ -320,6 +321,8 @@ class Session(concurrent.futures.Executor):
         if options.key is not None:
             raise ConfigurationError("key= names one call: give it to submit, as in f.options(key=…).submit(…)")
         function = as_function(fn.function if isinstance(fn, Task) else fn)
+        if isinstance(function, Named):
+            require_plain(columns, names)
         shipped = self.ship_function(function)
         labels = names or parameter_names(function, len(columns))
         batch = Batch(self, self.new_run(), shipped, list(zip(labels, columns, strict=True)), count, options)

@@ -118,6 +118,7 @@ def test_many_by_name(narrow: qnb.Session) -> None:
     task = narrow.task("only_tasks.add", retries=1)
     assert task.submit(1).result(SECONDS) == 2
     assert narrow.sweep("only_tasks.add", {"a": [1, 2], "b": [3]}).results(SECONDS) == [4, 5]
+    assert narrow.sweep("only_tasks.add", {"a": [1, 2]}, b=3).results(SECONDS) == [4, 5]
 
 
 def test_a_run_that_was_attached_is_retried(narrow: qnb.Session) -> None:
@@ -236,8 +237,10 @@ def test_an_argument_that_is_not_plain(narrow: qnb.Session) -> None:
         narrow.submit("only_tasks.add", 1, {1, 2})
     with pytest.raises(qnb.CannotPickle, match=r"b is a tuple"):
         narrow.submit("only_tasks.add", 1, b=(1, 2))
-    with pytest.raises(qnb.Refused, match="an argument that JSON has no form for"):
-        narrow.map("only_tasks.add", [{1}]).results(SECONDS)
+    with pytest.raises(qnb.CannotPickle, match=r"argument 1 is a set"):
+        narrow.map("only_tasks.add", [1, 2], [3, {4}])
+    with pytest.raises(qnb.CannotPickle, match=r"b is a tuple"):
+        narrow.sweep("only_tasks.add", {"b": [1, (1, 2)]}, a=1)
 
 
 @pytest.mark.parametrize("name", ["", "add", "only_tasks.", "only tasks.add", "only_tasks.add()"])
