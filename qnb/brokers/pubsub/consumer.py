@@ -11,7 +11,7 @@ from typing import Any
 
 from qnb.brokers.base import DEFAULT_LEASE, Delivery
 from qnb.brokers.pubsub import types as types
-from qnb.brokers.pubsub.keeper import Keeper
+from qnb.brokers.pubsub.keeper import DOUBT_SECONDS, Keeper
 from qnb.brokers.pubsub.leases import Leases
 from qnb.brokers.pubsub.link import PASSING, PULL, Gone
 from qnb.brokers.pubsub.pulls import QUICK_SECONDS, Catch, Puller, Source
@@ -213,6 +213,8 @@ class PubsubConsumer:
                 self._trouble(source, catch.trouble)
             else:
                 self._down_since, self._pause, source.retry_at = None, FIRST_PAUSE, 0.0
+            if catch.doubtful:  # each time that it is sent in vain counts as a delivery
+                source.retry_at = time.monotonic() + DOUBT_SECONDS
             over = self._closed or source.dropped
             if got and not over:
                 self._buffer.setdefault(source.level, deque()).extend(got)

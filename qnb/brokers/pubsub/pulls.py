@@ -49,12 +49,14 @@ class Source:
 
 @dataclass(slots=True)
 class Catch:
-    """What a pull brought, or why it brought nothing; and which parts of the queue it told of."""
+    """What a pull brought, or why it brought nothing; and which parts of the queue it told of. `doubtful`: what came
+    went back, for it may have been sent long ago."""
 
     deliveries: list[Delivery]
     hints: list[str]
     trouble: Any = None
     quick: bool = False
+    doubtful: bool = False
 
 
 class Puller:
@@ -105,7 +107,7 @@ class Puller:
         if catch.deliveries and not self._keeper.fresh():
             # Its deadline may be over on the server. If it is not, the next one gets it a little sooner.
             self._send(MODIFY, source, [delivery.token.ack_id for delivery in catch.deliveries])
-            catch.deliveries = []
+            catch.deliveries, catch.doubtful = [], True
         if not catch.deliveries or self.deadline == source.deadline:
             return None
         # First, for the server must not wait longer for a holder that dies. Should it fail, it does.
