@@ -21,6 +21,8 @@ _DEPTH = 50
 NO_ARGUMENTS = dumps(((), {}))
 _encode = msgspec.msgpack.Encoder().encode
 _call = msgspec.msgpack.Decoder(tuple[int, list[str], list[list[msgspec.Raw]]]).decode
+# How a call of one positional argument begins: its value follows an array of one.
+_OF_ONE = b"c" + _encode((1, [], [[None]]))[:-1]
 _REFUSED = (OverflowError, UnicodeEncodeError, msgspec.MsgspecError)
 
 
@@ -43,12 +45,14 @@ def are_plain(columns: Sequence[Sequence[Any]]) -> bool:
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
     """One call as a payload of kind `c`, or NO_ARGUMENTS; None when it has something that is not plain."""
-    values = [*args, *kwargs.values()]
+    values = [*args, *kwargs.values()] if kwargs else args
     if not values:
         return NO_ARGUMENTS  # columns of no values would not tell how many calls there are
-    if not all(map(is_nested_plain, values)):
+    if not (is_plain(values) or all(map(is_nested_plain, values))):
         return None
     try:
+        if len(args) == 1 and not kwargs:
+            return _OF_ONE + _encode(args[0])
         return b"c" + _encode((len(args), list(kwargs), [[value] for value in values]))
     except _REFUSED:
         return None
@@ -61,6 +65,10 @@ def is_encoded(call: Any) -> bool:
 
 def join_calls(calls: Iterable[bytes]) -> list[tuple[int, bytes]]:
     """Calls that `encode_call` made, those side by side that have the same arguments: (how many, payload)."""
+    calls = list(calls)
+    if all(call.startswith(_OF_ONE) for call in calls):  # nothing has to be opened: the value is what follows
+        values = [call[len(_OF_ONE) :] for call in calls]
+        return [(len(calls), b"".join([_OF_ONE[:-1], b"\xdd", len(calls).to_bytes(4, "big"), *values]))]
     found: list[tuple[tuple[int, list[str]], list[list[msgspec.Raw]], int]] = []
     for call in calls:
         positional, names, columns = _call(memoryview(call)[1:])

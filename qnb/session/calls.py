@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from qnb.codec.code import is_reference
@@ -52,17 +53,10 @@ def travels_plain(shipped: Function, columns: Sequence[Sequence[Any]]) -> bool:
 
 def pack_frames(calls: list[bytes | Call]) -> list[tuple[int, bytes]]:
     """Calls that `pack_call` made as payloads: (how many, payload)."""
-    if not any(map(is_encoded, calls)):
-        return [(len(calls), pack_calls(calls))]
     found: list[tuple[int, bytes]] = []
-    start = 0
-    while start < len(calls):
-        kind, stop = is_encoded(calls[start]), start + 1
-        while stop < len(calls) and is_encoded(calls[stop]) == kind:
-            stop += 1
-        some = calls[start:stop]
-        found += join_calls(some) if kind else [(len(some), pack_calls(some))]  # type: ignore[arg-type]
-        start = stop
+    for encoded, run in groupby(calls, is_encoded):
+        some: list[Any] = list(run)
+        found += join_calls(some) if encoded else [(len(some), pack_calls(some))]
     return found
 
 

@@ -85,11 +85,11 @@ class Stream:
 
     def _frames(self, calls: list[bytes | Call], first: int, limit: int) -> list[Frame]:
         now, options, peer = time.time(), self.options.on_wire(), self.session.peer
-        frames, start = [], 0
+        frames, start, sizes = [], 0, [*map(_size, calls)]
         while start < len(calls):
-            stop, size = start + 1, _size(calls[start])
-            while stop < len(calls) and stop - start < limit and size + _size(calls[stop]) <= FRAME_BYTES:
-                size += _size(calls[stop])
+            stop, size = start + 1, sizes[start]
+            while stop < len(calls) and stop - start < limit and size + sizes[stop] <= FRAME_BYTES:
+                size += sizes[stop]
                 stop += 1
             for count, args in pack_frames(calls[start:stop]):
                 frames.append(Frame(self.run, first + start, count, self.function, args, options, peer, now))

@@ -20,9 +20,11 @@ from qnb.codec.payloads import (
     slice_calls,
     slice_values,
 )
-from qnb.codec.pickling import loads
+from qnb.codec.pickling import dumps, loads
+from qnb.codec.plain import encode_call
 from qnb.errors import BadMessage
 from qnb.message import DONE, FAILED, Failure, Outcomes
+from qnb.session.calls import pack_frames
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 ANY = (
@@ -163,3 +165,21 @@ def test_gaps(first: int, count: int, spans: list[tuple[int, int]]) -> None:
         i for i in range(first, first + count) if i not in covered
     ]
     assert all(length > 0 for _, length in found)
+
+
+NESTED = PLAIN | st.lists(PLAIN, max_size=2) | st.dictionaries(st.text(max_size=3), PLAIN, max_size=2)
+ONE_CALL = st.tuples(
+    st.lists(NESTED | st.tuples(PLAIN), max_size=2).map(tuple),
+    st.dictionaries(st.sampled_from("ab"), NESTED, max_size=1),
+)
+
+
+@given(st.lists(ONE_CALL | st.tuples(st.tuples(NESTED), st.just({})), min_size=1, max_size=40))
+def test_calls_packed_one_by_one_and_joined(these: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    """Side by side, with one argument or more, with a pickle or without."""
+    found = []
+    for count, payload in pack_frames([encode_call(*call) or dumps(call) for call in these]):
+        assert count_calls(payload) == count
+        pickled, calls = decode_calls(payload)
+        found += [loads(call) if pickled else call for call in calls]
+    assert found == these
