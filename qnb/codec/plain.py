@@ -45,14 +45,15 @@ def are_plain(columns: Sequence[Sequence[Any]]) -> bool:
 
 def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
     """One call as a payload of kind `c`, or NO_ARGUMENTS; None when it has something that is not plain."""
-    values = [*args, *kwargs.values()] if kwargs else args
-    if not values:
-        return NO_ARGUMENTS  # columns of no values would not tell how many calls there are
-    if not (is_plain(values) or all(map(is_nested_plain, values))):
-        return None
     try:
         if len(args) == 1 and not kwargs:
-            return _OF_ONE + _encode(args[0])
+            value = args[0]
+            return _OF_ONE + _encode(value) if type(value) in PLAIN or is_nested_plain(value) else None
+        values = [*args, *kwargs.values()]
+        if not values:
+            return NO_ARGUMENTS  # columns of no values would not tell how many calls there are
+        if not (is_plain(values) or all(map(is_nested_plain, values))):
+            return None
         return b"c" + _encode((len(args), list(kwargs), [[value] for value in values]))
     except _REFUSED:
         return None
