@@ -76,12 +76,12 @@ install() { # FOLDER EXTRAS
 pip_install() { # FOLDER ARGUMENTS...
   local python="$1/bin/python" uv="$1/bin/uv" index
   shift
-  [ -x "$uv" ] || "$python" -m pip install --quiet --no-compile "uv>=0.5" || uv=
+  [ -x "$uv" ] || "$python" -m pip install --quiet --no-compile "uv>=0.9" || uv=
   if [ -n "$uv" ]; then
     index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}
-    if env ${index:+"UV_DEFAULT_INDEX=$index"} ${PIP_CERT:+"SSL_CERT_FILE=$PIP_CERT"} \
-      "$uv" pip install --quiet --python "$python" "$@"; then return; fi
-    say "uv could not: now with pip"
+    if env UV_SYSTEM_CERTS=1 ${PIP_CERT:+"SSL_CERT_FILE=$PIP_CERT"} ${index:+"UV_DEFAULT_INDEX=$index"} \
+      "$uv" pip install --quiet --python "$python" "$@" 2>.cache/uv.log; then return; fi
+    say "uv could not (.cache/uv.log says why): now with pip"
   fi
   "$python" -m pip install --quiet --no-compile "$@"  # what is never run is not compiled
 }
