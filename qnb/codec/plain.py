@@ -6,7 +6,7 @@ set) is left to pickle, or refused where none is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -47,12 +47,11 @@ def encode_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
     """One call as a payload of kind `c`, or NO_ARGUMENTS; None when it has something that is not plain."""
     try:
         if len(args) == 1 and not kwargs:
-            value = args[0]
-            return _OF_ONE + _encode(value) if type(value) in PLAIN or is_nested_plain(value) else None
+            return _OF_ONE + _encode(args[0]) if is_nested_plain(args[0]) else None
         values = [*args, *kwargs.values()]
         if not values:
             return NO_ARGUMENTS  # columns of no values would not tell how many calls there are
-        if not (is_plain(values) or all(map(is_nested_plain, values))):
+        if not all(map(is_nested_plain, values)):
             return None
         return b"c" + _encode((len(args), list(kwargs), [[value] for value in values]))
     except _REFUSED:
@@ -64,9 +63,8 @@ def is_encoded(call: Any) -> bool:
     return bool(call[:1] == b"c")
 
 
-def join_calls(calls: Iterable[bytes]) -> list[tuple[int, bytes]]:
+def join_calls(calls: Sequence[bytes]) -> list[tuple[int, bytes]]:
     """Calls that `encode_call` made, those side by side that have the same arguments: (how many, payload)."""
-    calls = list(calls)
     if all(call.startswith(_OF_ONE) for call in calls):  # nothing has to be opened: the value is what follows
         values = [call[len(_OF_ONE) :] for call in calls]
         return [(len(calls), b"".join([_OF_ONE[:-1], b"\xdd", len(calls).to_bytes(4, "big"), *values]))]

@@ -232,7 +232,7 @@ def test_the_trap_would_have_worked(session: qnb.Session, tmp_path: Path) -> Non
     until(path.exists)
 
 
-def test_an_argument_that_is_not_plain(narrow: qnb.Session) -> None:
+def test_an_argument_that_is_not_plain(narrow: qnb.Session, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(qnb.CannotPickle, match=r"argument 1 is a set: .*by its name takes what JSON has"):
         narrow.submit("only_tasks.add", 1, {1, 2})
     with pytest.raises(qnb.CannotPickle, match=r"b is a tuple"):
@@ -241,6 +241,9 @@ def test_an_argument_that_is_not_plain(narrow: qnb.Session) -> None:
         narrow.map("only_tasks.add", [1, 2], [3, {4}])
     with pytest.raises(qnb.CannotPickle, match=r"b is a tuple"):
         narrow.sweep("only_tasks.add", {"b": [1, (1, 2)]}, a=1)
+    monkeypatch.setattr("qnb.session.session.require_plain", lambda *columns: None)  # a session that sends it anyway
+    with pytest.raises(qnb.Refused, match="an argument that JSON has no form for"):
+        narrow.map("only_tasks.add", [{1}]).results(SECONDS)
 
 
 @pytest.mark.parametrize("name", ["", "add", "only_tasks.", "only tasks.add", "only_tasks.add()"])

@@ -71,4 +71,4 @@ def test_a_worker_that_stops_wakes_all_that_waits_in_it(monkeypatch: pytest.Monk
     worker.start()
     worker.stop()
     worker.join()
-    assert [thread.name for thread in threading.enumerate() if thread.name == "qnb-run"] == []
+    assert [thread.name for thread in worker._threads if thread.is_alive()] == []
