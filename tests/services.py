@@ -217,7 +217,7 @@ class Case:
     lease: float = 0.6
     slack: float = 0.5
     death: float | None = None
-    late: float = 3.0
+    late: float = 6.0
     writes: float = 0.0
     ordered: bool = True
     exact_depth: bool = True

@@ -109,9 +109,7 @@ def _backend_trouble(found: Diagnosis, backend: Backend | None) -> str:
     except QnbError as error:
         found.say("backend", str(error))
         return f"Workers cannot keep results, and take nothing new while they cannot: {error}"
-    found.say(
-        "backend", f"{backend.url} answers" if backend.blobs else f"{backend.url} keeps nothing: results travel"
-    )
+    found.say("backend", f"{backend.url} answers" if backend.blobs else f"{backend.url} keeps nothing: results travel")
     return ""
 
 

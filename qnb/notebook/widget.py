@@ -55,4 +55,3 @@ def hear_while_busy(widget: Widget) -> None:
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = None
     widget.comm.handle_msg = widget._handle_msg
-

@@ -105,6 +105,12 @@ class TaskOptions:
         """As they travel: what expires gets a date."""
         expires = None if self.expires is None else time.time() + self.expires
         return Options(
-            self.retries, self.backoff, self.timeout, self.soft_timeout, self.priority, expires, self.max_deliveries,
+            self.retries,
+            self.backoff,
+            self.timeout,
+            self.soft_timeout,
+            self.priority,
+            expires,
+            self.max_deliveries,
             self.keep,
         )

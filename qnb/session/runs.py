@@ -33,7 +33,6 @@ from qnb.message import RunRecord, ValueOf, task_id
 from qnb.session.batch import Batch
 
 if TYPE_CHECKING:
-
     from qnb.session.session import Session
     from qnb.session.stream import Stream
 

@@ -127,9 +127,7 @@ class Commands:
 
     # Control -------------------------------------------------------------------------------------------------
 
-    def do_revoke(
-        self, tasks: Any = (), spans: Any = (), terminate: bool = False, remember: bool = True
-    ) -> object:
+    def do_revoke(self, tasks: Any = (), spans: Any = (), terminate: bool = False, remember: bool = True) -> object:
         """Never start these; `running` lists those that go on to their end. `remember`: other workers are to know."""
         every = [(*split_task_id(task), 1) for task in tasks] + [tuple(span) for span in spans]
         if remember:

@@ -308,7 +308,6 @@ class Record:
         )  # fmt: skip
         return first, stop - start, states, self.runner.signer.pack(OUTCOMES, outcomes)
 
-
     def _differs(self) -> list[tuple[str, str, str | None]]:
         """What differs here from where the function comes from: told once a lane."""
         untold = self.runner.differs

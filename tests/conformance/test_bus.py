@@ -94,7 +94,7 @@ def test_receive_gives_up_after_its_timeout(place: Place) -> None:
     inbox.receive_many(1, 0)
     begun = time.monotonic()
     assert inbox.receive_many(1, 0.3) == []
-    assert 0.28 < time.monotonic() - begun < 0.8
+    assert 0.28 < time.monotonic() - begun < 0.3 + place.late
 
 
 def test_a_waiting_reader_is_told_at_once(place: Place) -> None:
@@ -103,7 +103,7 @@ def test_a_waiting_reader_is_told_at_once(place: Place) -> None:
     time.sleep(0.2)
     other.bus().post_many(notes_to("me", 1))
     assert waiting.result() == notes_to("me", 1)
-    assert waiting.seconds < 0.2 + 2.0  # at once, on a busy machine; it waits for 10
+    assert waiting.seconds < 0.2 + place.late  # at once, on a busy machine; it waits for 10
 
 
 def test_wake_ends_a_receive_that_waits_and_loses_nothing(place: Place) -> None:
@@ -226,7 +226,7 @@ def test_presence_ends_when_the_beats_do(place: Place) -> None:
             gone_after = time.monotonic() - begun
         time.sleep(0.1)
     assert gone_after is not None
-    assert PRESENCE_SECONDS - 0.2 < gone_after < PRESENCE_SECONDS + 1
+    assert PRESENCE_SECONDS - 0.2 < gone_after < PRESENCE_SECONDS + place.late
 
 
 def test_broadcast(place: Place) -> None:

@@ -68,7 +68,7 @@ def test_receive_gives_up_after_its_timeout(place: Place, timeout: float) -> Non
     consumer.receive_many(1, 0)
     begun = time.monotonic()
     assert consumer.receive_many(1, timeout) == []
-    assert timeout - 0.02 <= time.monotonic() - begun < timeout + 0.5
+    assert timeout - 0.02 <= time.monotonic() - begun < timeout + place.late
 
 
 def test_a_waiting_consumer_is_told_at_once(place: Place) -> None:
@@ -78,7 +78,7 @@ def test_a_waiting_consumer_is_told_at_once(place: Place) -> None:
     time.sleep(0.2)
     broker.publish_many(messages(b"x"))
     assert bodies(waiting.result()) == [b"x"]
-    assert waiting.seconds < 0.2 + 2.0  # at once, on a busy machine; it waits for 10
+    assert waiting.seconds < 0.2 + place.late  # at once, on a busy machine; it waits for 10
 
 
 def test_acks_out_of_order(place: Place) -> None:

@@ -24,7 +24,7 @@ from tests.services import Services
 
 BROKERS = ("sqlite", "redis", "amqp")
 SECONDS = 20.0
-MODULE = '''
+MODULE = """
 import functools
 import os
 from os import getcwd
@@ -74,7 +74,7 @@ def _hidden():
 
 
 task = qnb.Task(add, None, None)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

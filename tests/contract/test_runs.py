@@ -306,9 +306,7 @@ def test_a_key_is_free_again_when_its_submit_cannot_be_sent(
     assert once.submit(-3).result(SECONDS) == 2
 
 
-def test_a_key_of_two_threads_at_once(
-    session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_of_two_threads_at_once(session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second comes when the run of the first is written down, and not sent yet: there is one batch of it."""
     written, go = threading.Event(), threading.Event()
     save = session.backend.save_run

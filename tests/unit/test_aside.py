@@ -28,7 +28,6 @@ def aside(tmp_path: Path) -> Iterator[Aside]:
     backend.close()
 
 
-
 @pytest.mark.parametrize("large", [FLOATS, {"a": FLOATS}, "x" * SHARED_BYTES], ids=["list", "dict", "text"])
 def test_what_calls_of_a_module_s_function_share(aside: Aside, large: Any) -> None:
     columns = [list(range(20)), [large] * 20]

@@ -47,6 +47,12 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell, "fcntl", None)
 
 
+@pytest.fixture
+def never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that only a bell, or what it knows to fall due, can wake it."""
+    monkeypatch.setattr(bell, "LOOK_SECONDS", 60.0)
+
+
 def test_import_is_light() -> None:
     heavy = "sqlalchemy", "asyncio", "pandas", "IPython"
     code = f"import sys, qnb.brokers.sqlite.broker, qnb.backends.sql; print([m for m in {heavy} if m in sys.modules])"
@@ -62,15 +68,14 @@ def test_an_embedded_backend_never_imports_sqlalchemy(tmp_path: Path) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1 False"
 
 
-def test_a_bell_wakes_another_connection_at_once(broker: SqliteBroker, other: SqliteBroker) -> None:
+@pytest.mark.usefixtures("never_looks")
+def test_a_bell_wakes_another_connection(broker: SqliteBroker, other: SqliteBroker) -> None:
     consumer = other.consume(["q"], prefetch=1)
-    late = []
     for _ in range(20):
         threading.Timer(0.02, broker.publish_many, [[Envelope("q", b"x")]]).start()
-        started = time.monotonic()
-        consumer.ack_many(consumer.receive_many(1, 5))
-        late.append(time.monotonic() - started - 0.02)
-    assert sorted(late)[10] < 0.05
+        got = consumer.receive_many(1, 10)
+        assert got
+        consumer.ack_many(got)
 
 
 @pytest.mark.usefixtures("no_sockets")
@@ -78,59 +83,53 @@ def test_without_sockets_it_polls(url: str) -> None:
     one, two = SqliteBroker(url), SqliteBroker(url)
     consumer, inbox = two.consume(["q"], prefetch=1), two.bus().join("me")
     threading.Timer(0.1, one.publish_many, [[Envelope("q", b"x")]]).start()
-    started = time.monotonic()
     assert consumer.receive_many(1, 5)
     threading.Timer(0.1, one.bus().post_many, [[Note("me", "event", b"n")]]).start()
     assert inbox.receive_many(1, 5)
-    assert time.monotonic() - started < 1.2
     threading.Timer(0.1, inbox.wake).start()
     assert inbox.receive_many(1, 5) == []
     one.close()
     two.close()
 
 
-def test_a_lost_bell_costs_a_quarter_of_a_second(
-    broker: SqliteBroker, other: SqliteBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_bell_is_made_good(broker: SqliteBroker, other: SqliteBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell.SocketBells, "ring", lambda *_: None)
     consumer, inbox = other.consume(["q"], prefetch=1), other.bus().join("me")
     threading.Timer(0.1, broker.publish_many, [[Envelope("q", b"x")]]).start()
-    started = time.monotonic()
     assert consumer.receive_many(1, 5)
     threading.Timer(0.1, broker.bus().post_many, [[Note("me", "event", b"n")]]).start()
     assert inbox.receive_many(1, 5)
-    assert time.monotonic() - started < 1.2
 
 
+@pytest.mark.usefixtures("never_looks")
 def test_each_of_several_messages_wakes_another_consumer(broker: SqliteBroker, url: str) -> None:
     brokers = [SqliteBroker(url) for _ in range(3)]
-    got: list[tuple[int, float]] = []
+    got: list[int] = []
 
     def take(number: int) -> None:
         consumer = brokers[number].consume(["q"], prefetch=1)
-        if consumer.receive_many(1, 5):
-            got.append((number, time.monotonic()))
+        if consumer.receive_many(1, 10):
+            got.append(number)
 
     threads = [threading.Thread(target=take, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.3)
-    started = time.monotonic()
     broker.publish_many([Envelope("q", b"x")] * 3)
     for thread in threads:
         thread.join()
-    assert sorted(number for number, _ in got) == [0, 1, 2]
-    assert max(at for _, at in got) - started < 0.2
+    assert sorted(got) == [0, 1, 2]
     for each in brokers:
         each.close()
 
 
+@pytest.mark.usefixtures("never_looks")
 def test_what_falls_due_soon_wakes_a_waiting_consumer(broker: SqliteBroker, other: SqliteBroker) -> None:
     consumer = other.consume(["q"], prefetch=1)
     threading.Timer(0.1, broker.publish_many, [[Envelope("q", b"x", delay=0.1)]]).start()
     started = time.monotonic()
-    assert consumer.receive_many(1, 5)
-    assert 0.15 < time.monotonic() - started < 0.4
+    assert consumer.receive_many(1, 10)
+    assert time.monotonic() - started > 0.15
 
 
 def test_the_bells_of_the_killed_are_taken_down(broker: SqliteBroker, url: str) -> None:

@@ -179,10 +179,13 @@ PARSERS = {
     "calls": Parser(read_calls, PAYLOADS),
     "calls unseen": Parser(read_calls_unseen, PAYLOADS),
     "values": Parser(read_values, VALUES),
-    "Progress": Parser(of(Progress), [
-        encode(Progress("a-0", [1, 2], 2, "w", 1.0)),
-        encode(Progress("a-0", [1], 2, "w", 1.0, 1, "text", 3, (1, 2, "note"), OUTCOME.displays[0])),
-    ]),
+    "Progress": Parser(
+        of(Progress),
+        [
+            encode(Progress("a-0", [1, 2], 2, "w", 1.0)),
+            encode(Progress("a-0", [1], 2, "w", 1.0, 1, "text", 3, (1, 2, "note"), OUTCOME.displays[0])),
+        ],
+    ),
     "Command": Parser(of(Command), [encode(Command("revoke", {"tasks": ["a:1"], "to": None}, "id", "s.a"))]),
     "Reply": Parser(of(Reply), [encode(Reply("id", "w", {"a": [1, {"b": 2.0}]}, None))]),
     "Event": Parser(of(Event), [encode(Event("task-done", 1.0, "w", "a-0", detail={"x": 1}))]),

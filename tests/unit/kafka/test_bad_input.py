@@ -35,7 +35,9 @@ def test_nobody_there_is_told_within_five_seconds() -> None:
 
 
 def test_the_client_library_says_nothing_by_itself() -> None:
-    code = f"from qnb.brokers.kafka.broker import KafkaBroker; KafkaBroker('kafka://u:topsecret@127.0.0.1:{free_port()}')"
+    code = (
+        f"from qnb.brokers.kafka.broker import KafkaBroker; KafkaBroker('kafka://u:topsecret@127.0.0.1:{free_port()}')"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert said.returncode == 1
     assert "BrokerUnavailable" in said.stderr

