@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -171,29 +170,3 @@ def test_a_session_that_cannot_join_leaves_nothing_open(monkeypatch: pytest.Monk
     with pytest.raises(BrokerUnavailable, match="as this test wants it"):
         Session("memory:")
     assert closed == [MemoryBackend, MemoryBroker]
-
-
-def test_no_note_is_lost_wherever_ctrl_c_comes(broker: MemoryBroker) -> None:
-    """Python looks for signals after calls: the interrupt comes after the first call of receive_many, the second, …"""
-    inbox = broker.bus().join("me")
-    got: list[Note] = []
-    for number in range(20):
-        broker.bus().post_many([Note("me", "event", b"%d" % number)])
-        calls = 0
-
-        def interrupt(frame: object, event: str, argument: object, at: int = number) -> None:
-            nonlocal calls
-            calls += event == "c_return"
-            if event == "c_return" and calls > at:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-        try:
-            sys.setprofile(interrupt)
-            got += inbox.receive_many(5, 0.0)
-        except KeyboardInterrupt:
-            continue
-        finally:
-            sys.setprofile(None)
-    got += inbox.receive_many(20, 0.0)
-    assert [note.body for note in got] == [b"%d" % number for number in range(20)]

@@ -109,15 +109,21 @@ class SqliteInbox:
         connection.executemany(f"DELETE FROM {tables}notes WHERE peer = ?", gone)
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Note]:
-        end = time.monotonic() + timeout
+        notes, last = self._wait(limit, time.monotonic() + timeout)
+        # Ctrl-C cannot come between these lines: Python looks for signals at calls and backward jumps only.
+        self._last = last
+        return notes
+
+    def _wait(self, limit: int, end: float) -> tuple[list[Note], int]:
+        """The notes that are next, and the number of the last of them."""
         looks, armed, look = 0, False, True
         try:
             while True:
-                notes = self._read(limit) if look else []
+                notes, last = self._read(limit) if look else ([], self._last)
                 now = time.monotonic()
                 if notes or self._woken or self.closed or now >= end:
                     self._woken = False
-                    return notes
+                    return notes, last
                 if not armed:
                     self._bell.arm()  # and look once more: a note may have come before anyone could ring for it
                     armed = look = True
@@ -130,7 +136,7 @@ class SqliteInbox:
                     looks, look = looks + 1, self._changed()
         except BrokerUnavailable:
             if self.closed:  # by another thread, in this moment
-                return []
+                return [], self._last
             raise
         finally:
             if armed:
@@ -143,18 +149,16 @@ class SqliteInbox:
         seen, self._seen = self._seen, self._database.version()
         return seen != self._seen
 
-    def _read(self, limit: int) -> list[Note]:
+    def _read(self, limit: int) -> tuple[list[Note], int]:
         if time.time() - self._touched_at > TOUCH_SECONDS:
             with self._database.lock, self._database.transaction as connection:
                 self._sign_in(connection)
-        rows = self._database.read(self._select, (self.peer, self._last, limit))
-        if not rows:
-            return []
-        self._last = rows[-1][0]
-        self._unforgotten += len(rows)
         if self._unforgotten >= FORGET_NOTES:
             self._forget()
-        return [Note(self.peer, kind, body) for _, kind, body in rows]
+        rows = self._database.read(self._select, (self.peer, self._last, limit))
+        self._unforgotten += len(rows)
+        last = rows[-1][0] if rows else self._last
+        return [Note(self.peer, kind, body) for _, kind, body in rows], last
 
     def _forget(self) -> None:
         self._unforgotten = 0
