@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+# Of Java: what a server that lives for minutes has from the costlier compiler and collector is less than they take.
+QUICK_JAVA = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+
 
 class Unavailable(Exception):
     """This server cannot be had here; the message says why and how it could."""

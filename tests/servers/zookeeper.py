@@ -6,7 +6,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from tests.servers.base import Server, Unavailable, free_port
+from tests.servers.base import QUICK_JAVA, Server, Unavailable, free_port
 
 JARS = [Path("/usr/share/java") / name for name in ("zookeeper.jar", "slf4j-log4j12.jar", "log4j-1.2.jar")]
 SETTINGS = {
@@ -45,7 +45,7 @@ class ZookeeperServer(Server):
         (folder / "log4j.properties").write_text(LOGGING)
 
     def command(self) -> list[str]:
-        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *self.java]
+        small = [*QUICK_JAVA, "-Xmx256m", *self.java]
         logging = f"-Dlog4j.configuration=file:{self.folder}/log4j.properties"
         path = ":".join([str(self.folder), *map(str, JARS)])
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
