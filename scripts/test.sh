@@ -79,8 +79,8 @@ for package in $(missing_servers); do left_out+=("what needs $package: it is not
 bring_chromium
 
 check "ruff" ruff check
-beside "mypy" mypy
-beside "widgets" python scripts/widgets.py test
+beside "mypy" nice -n 15 mypy  # with what the tests leave of the machine
+beside "widgets" nice -n 15 python scripts/widgets.py test
 # Most tests wait for something: five at a time keep two cores busy. Browsers want one each, benchmarks the machine.
 check "pytest" python -m pytest tests -p no:nbval --numprocesses=5 --dist=loadscope --durations=25 -m "not browser and not alone"
 check "mypy" ended "mypy"

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from qnb.brokers.base import Delivery
 from qnb.message import Blob, Frame, Outcomes, Progress
 from qnb.worker.protocol import Work
 
 
-@dataclass(frozen=True, slots=True)
-class Deal:
+class Deal(msgspec.Struct, frozen=True):
     """Send a work to a lane."""
 
     lane: int
     work: Work
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """End a lane."""
 
     lane: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(msgspec.Struct, frozen=True):
     """Start a lane."""
 
     is_async: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(msgspec.Struct, frozen=True):
     """Store sealed outcomes and tell them to `reply_to`; if `doubtful`, only of calls that have none yet.
 
     `aside`: files with what their values have put aside, to be stored before.
@@ -49,24 +46,21 @@ class Keep:
     aside: Sequence[tuple[str, Blob]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Conclude:
+class Conclude(msgspec.Struct, frozen=True):
     """Seal and keep outcomes that no lane could report."""
 
     outcomes: Outcomes
     reply_to: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(msgspec.Struct, frozen=True):
     """Tell progress to `reply_to`."""
 
     progress: Progress
     reply_to: str
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Seal a frame and put it on a queue."""
 
     frame: Frame
@@ -74,23 +68,20 @@ class Publish:
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True):
     """The frame is done with."""
 
     delivery: Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """The frame goes back to the queue, for after `delay` seconds."""
 
     delivery: Delivery
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """The frame goes to the dead letters."""
 
     delivery: Delivery

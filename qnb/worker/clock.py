@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from qnb.backends.schedules import Fired, Plan, Schedules, Tick
@@ -36,8 +36,7 @@ FAULT_MOST_SECONDS = 60.0
 _SHORTEST = 0.02
 
 
-@dataclass(slots=True)
-class _Schedule:
+class _Schedule(msgspec.Struct):
     record: RunRecord
     plan: Plan
     cadence: Cadence

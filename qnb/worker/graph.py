@@ -7,8 +7,8 @@ needs nobody but its workers: one that dies gives its frames back, and another l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from qnb.codec.failures import own_failure
@@ -27,8 +27,7 @@ _NOT_RUN = "not run, since "
 Key = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """The end of a call: `value` by itself (codec/references.py) when it is done, else how it failed.
 
     `own`: no outcome says so, but this worker, who cannot get at one; whoever asks next may be luckier.
@@ -40,15 +39,14 @@ class Known:
     own: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Gathering:
+class Gathering(msgspec.Struct, eq=False):
     """The values of calls `first` … `first + count - 1` of a run; several calls may wait for the same ones."""
 
     need: ValueOf
     left: set[int]  # those that are missing
-    values: dict[str, bytes] = field(default_factory=dict)
+    values: dict[str, bytes] = {}
     failed: tuple[int, Known] | None = None
-    waiting: dict[int, Blocked] = field(default_factory=dict)  # by id
+    waiting: dict[int, Blocked] = {}  # by id
     bytes: int = 0
 
     def take(self, index: int, known: Known) -> None:
@@ -69,8 +67,7 @@ class Gathering:
         return not self.left or self.failed is not None
 
 
-@dataclass(slots=True, eq=False)
-class Blocked:
+class Blocked(msgspec.Struct, eq=False):
     """Call `index` of a held frame, and what it waits for."""
 
     held: Held

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from qnb.errors import ConfigurationError
 from qnb.message import Frame
@@ -31,8 +32,7 @@ def seconds_or_none(name: str, value: object) -> float | None:
     return float(value)
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(msgspec.Struct):
     """Tokens for calls that may start now; a second's worth is kept, and at least one."""
 
     rate: float

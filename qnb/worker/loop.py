@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -45,8 +44,7 @@ STILLBORN_LANES = 5
 MUTE_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True):
     """How a worker runs. `linger`: end after so many seconds without work and without a session; None: never.
     `only`: modules whose functions alone are run, called by name, and no pickle is opened."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from qnb.codec.archives import is_here, unpack_archive
@@ -32,13 +32,12 @@ FULL_TIMES = 5  # that a frame comes whose files cannot be written, before its c
 _KEPT = 1000
 
 
-@dataclass(slots=True)
-class Brought:
+class Brought(msgspec.Struct):
     """What calls of a frame refer to. `refused`: calls that will never get theirs, and why, each with the index of its
     first; `delay`: seconds after which the whole frame is to come again, for want of room."""
 
-    references: list[Reference] = field(default_factory=list)
-    refused: list[tuple[int, int, QnbError]] = field(default_factory=list)
+    references: list[Reference] = []
+    refused: list[tuple[int, int, QnbError]] = []
     delay: float | None = None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from qnb.brokers.base import Delivery
 from qnb.message import Frame
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from qnb.worker.graph import Gathering
 
 
-@dataclass(slots=True, eq=False)
-class Held:
+class Held(msgspec.Struct, eq=False):
     """A frame on a lease. `left` counts calls that are not accounted for.
 
     `doubtful`: another worker has or had it too, so that some of its calls may get their outcome elsewhere.
@@ -28,7 +28,7 @@ class Held:
     begun: bool = False
     lost: str | None = None
     doubtful: bool = False
-    inputs: dict[int, Sequence[Gathering]] = field(default_factory=dict)
+    inputs: dict[int, Sequence[Gathering]] = {}
 
     def values(self, first: int, count: int) -> dict[str, bytes]:
         """What these calls get of others, by task id."""
@@ -39,8 +39,7 @@ class Held:
         return found
 
 
-@dataclass(slots=True, eq=False)
-class Piece:
+class Piece(msgspec.Struct, eq=False):
     """Calls of a held frame that wait for a lane."""
 
     held: Held
@@ -48,8 +47,7 @@ class Piece:
     count: int
 
 
-@dataclass(slots=True, eq=False)
-class Given:
+class Given(msgspec.Struct, eq=False):
     """A work that a lane has; `seconds` is the estimate, None when the function was never timed.
 
     `open` is of an async lane alone, where calls end in any order: the indices that have not.
@@ -59,17 +57,16 @@ class Given:
     serial: int
     seconds: float | None
     told: int = -1
-    open: set[int] = field(default_factory=set)
+    open: set[int] = set()
 
 
-@dataclass(slots=True, eq=False)
-class LaneState:
+class LaneState(msgspec.Struct, eq=False):
     """A lane as the logic sees it: what it has been given, in order, and which functions it knows."""
 
     number: int
     is_async: bool
-    given: dict[int, Given] = field(default_factory=dict)
-    known: dict[bytes, None] = field(default_factory=dict)
+    given: dict[int, Given] = {}
+    known: dict[bytes, None] = {}
     verdict: tuple[str, int] | None = None  # why it is being killed: ("timeout" or "terminate", index)
     timeout: float = 0.0  # seconds, of that verdict
     retiring: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+
+from qnb import __version__
 
 
 def vitals(pids: Iterable[int | None]) -> dict[str, object]:
@@ -26,12 +27,5 @@ def vitals(pids: Iterable[int | None]) -> dict[str, object]:
         "cpu_total_seconds": seconds if known else None,
         "load": os.getloadavg()[0],
         "cpus": os.cpu_count(),
-        "version": _version(),
+        "version": __version__,
     }
-
-
-def _version() -> str:
-    try:
-        return version("qnb")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return ""
