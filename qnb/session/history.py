@@ -75,7 +75,7 @@ def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]
 
 def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[str, int]:
     """How its calls ended. That takes reading all its outcomes, which is done once when all have ended."""
-    over = _over.setdefault(backend, {})
+    over = _kept(backend)
     counts = over.get((run, calls))
     if counts is None:
         counts = _counts(backend.fetch_many(run), signer)
@@ -86,13 +86,25 @@ def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[s
     return counts
 
 
+def _kept(backend: Backend) -> dict[tuple[str, int], dict[str, int]]:
+    try:
+        return _over.setdefault(backend, {})
+    except TypeError:  # somebody's own, which cannot be a key
+        return {}
+
+
 def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
-    counts = dict.fromkeys(_COUNTED, 0)
-    for stored in records:
+    """Each call once, though two workers may have cut a frame differently and stored it both."""
+    counts, end = dict.fromkeys(_COUNTED, 0), 0
+    for stored in sorted(records, key=lambda record: record.first):
+        counted = max(0, end - stored.first)
+        end = max(end, stored.first + stored.count)
+        if counted >= stored.count:
+            continue
         try:
-            states = signer.unpack(OUTCOMES, stored.data, Outcomes).states
+            states = signer.unpack(OUTCOMES, stored.data, Outcomes).states[counted:]
         except MessageError:  # of someone with another key, or altered: whoever attaches is told
             continue
         for code in set(states) or {DONE}:
-            counts[STATES[code]] += states.count(code) if states else stored.count
+            counts[STATES[code]] += states.count(code) if states else stored.count - counted
     return counts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qnb.codec.functions import Named, parameter_names
 from qnb.codec.signing import RUN
-from qnb.errors import MessageError, QnbError, Unsupported
+from qnb.errors import MessageError, Unsupported
 from qnb.message import Stored
 from qnb.session.attach import appears
 from qnb.session.batch import Batch
@@ -51,10 +51,10 @@ def submit(
         log.warning("the first submit with key %r was not finished: submitted again", options.key)
         batch = _batch(session, run, function, options, (args, kwargs))
     session.batches[run] = batch  # first: whoever finds the record in another thread is to find this batch
-    session.recorder.save_now(batch, "submit", function)
     try:
+        session.recorder.save_now(batch, "submit", function)
         session.send(batch, 1)
-    except QnbError:
+    except BaseException:  # Ctrl-C too: who asks with the same key would wait for what was never sent
         release(session, run)
         raise
     return _kept(session, batch)[0]

@@ -53,7 +53,8 @@ class Settling:
                 case act.Keep(run, first, count, states, data, reply_to, doubtful, aside):
                     if aside:
                         take_in = partial(self._worker.files.take_in, aside, self._signer.about(run), faults)
-                        self._persist(take_in)
+                        if not self._persist(take_in):
+                            return  # cold: nothing of this turn is acked, and an outcome may not name what is nowhere
                     if faults:
                         states, data = self._failing(states, data, faults)
                     record = Stored(run, first, count, data)
@@ -202,16 +203,19 @@ class Settling:
             if parts := self._without_outcome(record):
                 self._mend(self._backend.store_many(parts))
 
-    def _persist(self, settle: Callable[[], None]) -> None:
-        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""
+    def _persist(self, settle: Callable[[], None]) -> bool:
+        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted.
+
+        False when the worker is stopped cold before.
+        """
         pause = 0.1
         while True:
             try:
                 settle()
-                return
+                return True
             except QnbError as error:
                 log.warning("cannot settle, trying again in %.1f s: %s", pause, error)
                 if self._worker.cold:
-                    return
+                    return False
                 time.sleep(pause)
                 pause = min(5.0, 2 * pause)

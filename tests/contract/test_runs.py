@@ -288,9 +288,13 @@ def test_a_key_is_free_again_when_its_run_is_forgotten(session: qnb.Session, tmp
     assert time.monotonic() - began < 5, "nobody waits for a run that was forgotten"
 
 
-@pytest.mark.parametrize("fault", [StorageFull, qnb.BackendUnavailable])
+@pytest.mark.parametrize("fault", [StorageFull, qnb.BackendUnavailable, KeyboardInterrupt])
 def test_a_key_is_free_again_when_its_submit_cannot_be_sent(
-    session: qnb.Session, sister: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+    session: qnb.Session,
+    sister: qnb.Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: type[BaseException],
 ) -> None:
     """Whoever comes next would wait for a call that nobody has."""
 
