@@ -533,10 +533,24 @@ def test_redis_without_persistence(services: Services, monkeypatch: pytest.Monke
 
 # Ctrl-C ---------------------------------------------------------------------------------------------------------
 
-INTERRUPTED = """
-import sys, qnb
+# Between a line that says "waiting" and the waiting an interrupt would come too early: so another thread says it, once
+# the main one is there.
+ANNOUNCE = """
+import sys, threading, time, qnb
 from pathlib import Path
 folder = sys.argv[2]
+def announce():
+    name = None
+    while name != "wait_for":
+        time.sleep(0.005)
+        frame = sys._current_frames()[threading.main_thread().ident]
+        while (name := frame.f_code.co_name) != "wait_for" and frame.f_back is not None:
+            frame = frame.f_back
+    print("waiting", flush=True)
+def announced():
+    threading.Thread(target=announce, daemon=True).start()
+"""
+INTERRUPTED = """
 def wait_at_gate():
     import os, time
     open(folder + "/started", "w").close()
@@ -546,7 +560,7 @@ def wait_at_gate():
 with qnb.Session(sys.argv[1], workers=1) as session:
     future, other = session.submit(wait_at_gate), session.submit(abs, -1)
     batch = session.map(abs, range(3))
-    print("waiting", flush=True)
+    announced()
     try:
         future.result()
     except KeyboardInterrupt:
@@ -566,7 +580,7 @@ def test_interrupt(kind: str, services: Services, tmp_path: Path) -> None:
     place = new_place(kind, services)
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, place, str(tmp_path)],
+        [sys.executable, "-c", ANNOUNCE + INTERRUPTED, place, str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
@@ -581,9 +595,6 @@ def test_interrupt(kind: str, services: Services, tmp_path: Path) -> None:
 
 
 TWICE = """
-import sys, time, qnb
-from pathlib import Path
-folder = sys.argv[2]
 def wait_at_gate(i):
     import os, time
     open(folder + "/started", "w").close()
@@ -592,7 +603,7 @@ def wait_at_gate(i):
     return i
 with qnb.Session(sys.argv[1], workers=1) as session:
     batch = session.map(wait_at_gate, range(5), chunksize=1)
-    print("waiting", flush=True)
+    announced()
     try:
         batch.results()
     except KeyboardInterrupt:
@@ -607,7 +618,7 @@ def test_interrupted_twice(kind: str, services: Services, tmp_path: Path, times:
     """Once says that the run goes on; once more within a second cancels it."""
     path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
     process = subprocess.Popen(
-        [sys.executable, "-c", TWICE, new_place(kind, services), str(tmp_path)],
+        [sys.executable, "-c", ANNOUNCE + TWICE, new_place(kind, services), str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
