@@ -36,6 +36,8 @@ class Files:
         _remove_left_behind()
         self.folder, held = _make_folder()
         self._lock = threading.Lock()
+        self._came = threading.Condition(self._lock)
+        self._coming: set[str] = set()  # names of files that a thread is fetching
         self._sizes: dict[str, int] = {}  # in the order of their last use
         self._wanted: dict[int, set[str]] = {}  # what each thread asked for last, which may be needed by nobody yet
         self._end = weakref.finalize(self, _remove, self.folder, held)
@@ -52,15 +54,33 @@ class Files:
             return faults
         with self._lock:
             self._wanted[threading.get_ident()] = set(wanted)
-            for key, size in wanted.items():
-                try:
-                    if self._sizes.pop(key, None) is None:
-                        self._write(key, size)
-                    self._sizes[key] = size
-                except (MessageError, StorageFull) as error:
-                    faults[key] = error
+        for key, size in wanted.items():
+            try:
+                self._fetch_one(key, size)
+            except (MessageError, StorageFull) as error:
+                faults[key] = error
+        with self._lock:
             self._tidy()
         return faults
+
+    def _fetch_one(self, key: str, size: int) -> None:
+        """Once, whichever threads ask for it; who asks for others meanwhile does not wait for it."""
+        with self._came:
+            self._came.wait_for(lambda: key not in self._coming)
+            if self._sizes.pop(key, None) is not None:
+                self._sizes[key] = size
+                return
+            self._coming.add(key)
+        there = False
+        try:
+            self._write(key, size)
+            there = True
+        finally:
+            with self._came:
+                self._coming.discard(key)
+                if there:
+                    self._sizes[key] = size
+                self._came.notify_all()
 
     def _write(self, key: str, size: int) -> None:
         path = os.path.join(self.folder, key)

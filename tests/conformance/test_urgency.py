@@ -152,7 +152,6 @@ def test_delay_and_priority_together(delays: Place) -> None:
     broker = delays.broker()
     broker.publish_many([Envelope("q", b"low", delay=0.2), Envelope("q", b"high", priority=9, delay=0.2)])
     assert waits(broker, "q", 2)
-    assert nothing(delays.consumer(broker), 0)
     time.sleep(1.5 if delays.case.label == "sqs" else 0.25)  # which counts in whole seconds, from each message on
     assert bodies(take(delays.consumer(broker), 2, within=20)) == [b"high", b"low"]
 
