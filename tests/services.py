@@ -201,12 +201,11 @@ class Case:
     a place that survives and the function that kills what serves it and brings it back. `spoil` makes a queue at
     that URL refuse messages while others take them.
 
-    What servers do differently, in seconds: `lease`, the shortest that is worth testing; `slack`, how late the end of
-    a live holder's lease may be noticed; `death`, how late a dead holder's (None: when its lease ends, plus `slack`);
-    `late`, what a busy machine may take for one step; `writes`, how long a server that is killed may have kept to
-    itself what was settled. `ordered`: one consumer gets messages as they were published. `exact_depth`: depth counts
-    to the message at once. `pushes`: notes come to their reader
-    by themselves, a moment after they were posted.
+    What servers do differently, in seconds: `lease`, the shortest that is worth testing; `death`, after how long a
+    dead holder's ends (None: as any other); `late`, what a busy machine may take for one step; `writes`, how long a
+    server that is killed may have kept to itself what was settled. `ordered`: one consumer gets messages as they were
+    published. `exact_depth`: depth counts to the message at once. `pushes`: notes come to their reader by themselves,
+    a moment after they were posted.
     """
 
     label: str
@@ -215,7 +214,6 @@ class Case:
     restart: Callable[[Services], tuple[str, Callable[[], None]]] | None = None
     spoil: Callable[[str, str], None] | None = None
     lease: float = 0.6
-    slack: float = 0.5
     death: float | None = None
     late: float = 6.0
     writes: float = 0.0
@@ -371,7 +369,6 @@ BROKERS: Sequence[Case] = (
         lambda services: with_options(services.common(KafkaServer).url, prefix=services.word()),
         restart=_restart(KafkaServer),
         lease=2.0,
-        slack=1.5,  # a consumer that comes has to be given partitions first
         death=4.5,  # a session, and a rebalance
         ordered=False,
     ),

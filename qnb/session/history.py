@@ -74,7 +74,8 @@ def _row(backend: Backend, signer: Signer, record: RunRecord) -> tuple[Any, ...]
 
 
 def _counts_of(backend: Backend, signer: Signer, run: str, calls: int) -> dict[str, int]:
-    """How its calls ended. That takes reading all its outcomes, which is done once when all have ended."""
+    """How its calls ended. That takes reading all its outcomes, which need not be done again once all have
+    ended."""
     over = _kept(backend)
     counts = over.get((run, calls))
     if counts is None:
@@ -98,13 +99,13 @@ def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
     counts, end = dict.fromkeys(_COUNTED, 0), 0
     for stored in sorted(records, key=lambda record: record.first):
         counted = max(0, end - stored.first)
-        end = max(end, stored.first + stored.count)
         if counted >= stored.count:
             continue
         try:
             states = signer.unpack(OUTCOMES, stored.data, Outcomes).states[counted:]
         except MessageError:  # of someone with another key, or altered: whoever attaches is told
             continue
+        end = stored.first + stored.count
         for code in set(states) or {DONE}:
             counts[STATES[code]] += states.count(code) if states else stored.count - counted
     return counts

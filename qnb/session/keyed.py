@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qnb.codec.functions import Named, parameter_names
 from qnb.codec.signing import RUN
-from qnb.errors import MessageError, Unsupported
+from qnb.errors import MessageError, QnbError, Unsupported
 from qnb.message import Stored
 from qnb.session.attach import appears
 from qnb.session.batch import Batch
@@ -36,28 +37,48 @@ def submit(
     """The future of the one call with this key. Unsupported where nothing keeps what belongs to a key."""
     if not session.backend.durable and session.backend.scheme == "rpc":
         raise Unsupported("key= needs a backend that keeps results: Session(broker, backend='sqlite:')")
-    assert options.key is not None
+    key = options.key
+    assert key is not None
     # All that may fail here comes first: a key that is taken and never submitted would keep others waiting.
     batch = _batch(session, session.new_run(), function, options, (args, kwargs))
     session.aside.pack(args, kwargs)
-    run = _claim(session, options.key, batch.run)
-    if run != batch.run:
-        if (known := session.keyed.get(run)) is not None:
-            return known[0]
-        if appears(session.backend, run, TAKEN_SECONDS):
-            return _kept(session, session.attach(run))[0]
-        # Whoever took the key died before the run was written down: it is submitted under the same name, and the
-        # first outcome stored wins.
-        log.warning("the first submit with key %r was not finished: submitted again", options.key)
-        batch = _batch(session, run, function, options, (args, kwargs))
-    session.batches[run] = batch  # first: whoever finds the record in another thread is to find this batch
-    try:
-        session.recorder.save_now(batch, "submit", function)
-        session.send(batch, 1)
-    except BaseException:  # Ctrl-C too: who asks with the same key would wait for what was never sent
-        release(session, run)
-        raise
+    with _freed(session, key, batch):
+        run = _claim(session, key, batch.run)
+        if run == batch.run:
+            return _begin(session, batch, function)
+    if (known := session.keyed.get(run)) is not None:
+        return known[0]
+    if appears(session.backend, run, TAKEN_SECONDS):
+        return _kept(session, session.attach(run))[0]
+    # Whoever took the key died before the run was written down: it is submitted under the same name, and the
+    # first outcome stored wins.
+    log.warning("the first submit with key %r was not finished: submitted again", key)
+    batch = _batch(session, run, function, options, (args, kwargs))
+    with _freed(session, key, batch):
+        return _begin(session, batch, function)
+
+
+def _begin(session: Session, batch: Batch, function: Callable[..., Any]) -> Future:
+    session.batches[batch.run] = batch  # first: whoever finds the record in another thread is to find this batch
+    session.recorder.save_now(batch, "submit", function)
+    session.send(batch, 1)
     return _kept(session, batch)[0]
+
+
+@contextmanager
+def _freed(session: Session, key: str, batch: Batch) -> Iterator[None]:
+    """Whatever goes wrong inside, Ctrl-C too: who asks with the key next would wait for what was never sent."""
+    try:
+        yield
+    except BaseException:
+        session.keyed.pop(batch.run, None)
+        try:
+            _free(session, key, batch.run)
+        except QnbError as error:
+            log.warning("the key %r stays taken: %s", key, error)
+        else:
+            session.outbox.call_off(batch)  # for whoever has found the run meanwhile
+        raise
 
 
 def _kept(session: Session, batch: Batch) -> Batch:
@@ -80,16 +101,22 @@ def _name(key: str) -> str:
 
 
 def release(session: Session, run: str) -> None:
-    """The run is forgotten, or could never be sent: the next submit with its key, if it has one, runs anew."""
+    """The run is forgotten: the next submit with its key, if it has one, runs anew."""
     session.keyed.pop(run, None)
     record = session.backend.load_run(run)
     try:
         key = None if record is None else session.signer.unpack(RUN, record.data, Detail).options.get("key")
-        for taken in session.backend.fetch_many(_name(str(key)), [(0, 1)]) if key else ():
-            if session.signer.unseal(RUN, taken.data).decode() == run:
-                session.backend.forget_run(_name(str(key)))
+        if key:
+            _free(session, str(key), run)
     except MessageError as error:  # of somebody with another key to sign with
         log.debug("run %s: %s", run, error)
+
+
+def _free(session: Session, key: str, run: str) -> None:
+    """Nobody has the key any more, if it was this run's."""
+    for taken in session.backend.fetch_many(_name(key), [(0, 1)]):
+        if session.signer.unseal(RUN, taken.data).decode() == run:
+            session.backend.forget_run(_name(key))
 
 
 def _claim(session: Session, key: str, run: str) -> str:

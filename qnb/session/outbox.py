@@ -168,11 +168,11 @@ class Outbox:
                 sizes.wait(batch, self._session.wait_for)
             self._send_calls(batch, tried, len(batch), chunksize)
         except BaseException as error:  # an argument that cannot travel, or Ctrl-C: nobody gets the batch to wait for
-            self._call_off(batch)
+            self.call_off(batch)
             self._session.collector.settled(batch, batch.fail(0, len(batch), error))
             raise
 
-    def _call_off(self, batch: Batch) -> None:
+    def call_off(self, batch: Batch) -> None:
         """Of a batch that is not sent to its end nothing more is to start, and whoever attaches to it is told so."""
         session, run, now = self._session, batch.run, time.time()
         unsent = spans_of([index for index, state in enumerate(batch.data.states) if state == PENDING])

@@ -45,6 +45,7 @@ class Settling:
         self._at_once = worker.broker.partner(worker.backend)
 
     def turn(self, taken: list[act.Action]) -> None:
+        """All of it, in the end; nothing when the worker is stopped cold before, so that others run it again."""
         turn = Turn()
         faults: dict[str, QnbError] = {}  # by name, why something put aside will never be stored
         rest: list[act.Action] = []
@@ -54,12 +55,13 @@ class Settling:
                     if aside:
                         take_in = partial(self._worker.files.take_in, aside, self._signer.about(run), faults)
                         if not self._persist(take_in):
-                            return  # cold: nothing of this turn is acked, and an outcome may not name what is nowhere
+                            return
                     if faults:
                         states, data = self._failing(states, data, faults)
                     record = Stored(run, first, count, data)
                     if doubtful:
-                        self._persist(partial(self._add_new, turn, record, reply_to))
+                        if not self._persist(partial(self._add_new, turn, record, reply_to)):
+                            return
                     else:
                         self._add_outcome(turn, record, reply_to)
                     self._worker.commands.ended(run, first, count, states)
@@ -73,7 +75,8 @@ class Settling:
                         turn.post += [Note(peer, "progress", body) for peer in hearers]
                     self._worker.commands.progressed(progress)
                 case act.Publish(frame, queue, delay):
-                    self._persist(partial(self._add_frame, turn, frame, queue, delay))
+                    if not self._persist(partial(self._add_frame, turn, frame, queue, delay)):
+                        return
                 case act.Ack(delivery):
                     turn.ack.append(delivery)
                 case _:

@@ -25,8 +25,8 @@ class Place:
 
     def __init__(self, url: str, case: Case, *, backend_url: str | None = None) -> None:
         self.url, self.case, self._backend_url = url, case, backend_url
-        self.lease, self.late, self.slack = case.lease, case.late, case.slack + case.late
-        self.death = (case.lease + case.slack if case.death is None else case.death) + case.late
+        self.lease, self.late = case.lease, case.late
+        self.death = (case.lease if case.death is None else case.death) + case.late
         self._opened = ExitStack()
 
     def broker(self, **options: object) -> Broker:

@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -101,11 +101,11 @@ def test_receive_gives_up_after_its_timeout(place: Place) -> None:
 
 def test_a_waiting_reader_is_told_at_once(place: Place) -> None:
     inbox, other = place.inbox(place.broker(), "me"), place.broker()
-    waiting = Later(lambda: inbox.receive_many(1, 10.0))
+    waiting = Later(lambda: inbox.receive_many(1, 30.0))
     time.sleep(0.2)
     other.bus().post_many(notes_to("me", 1))
-    assert waiting.result() == notes_to("me", 1)
-    assert waiting.seconds < 0.2 + place.late  # at once, on a busy machine; it waits for 10
+    assert waiting.result(40) == notes_to("me", 1)
+    assert waiting.seconds < 3.0  # at once, on a busy machine; it waits for 30
 
 
 def test_wake_ends_a_receive_that_waits_and_loses_nothing(place: Place) -> None:
@@ -162,7 +162,7 @@ def interruptions() -> Iterator[list[int]]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        gc.collect()  # while what it says is still let pass
+        gc.collect()  # while its warnings are still ignored
 
 
 # An interrupt while a connection is being made leaves a socket to the garbage collector, which says so.
@@ -197,41 +197,58 @@ def test_ctrl_c_while_receiving_loses_nothing(place: Place) -> None:
     assert happened
 
 
-@contextmanager
-def interrupt_after_call(number: int) -> Iterator[None]:
-    """KeyboardInterrupt where Python looks for signals, after a call into C: the one of that number, from 0.
+def interrupted(number: int, receive: Callable[[], Sequence[Note]]) -> tuple[Sequence[Note], bool]:
+    """What it gives, and whether KeyboardInterrupt came: where Python looks for signals, after a call into C, the one
+    of that number.
 
     Not in the locks of the standard library: one that is interrupted while it is entered stays held, in any program.
     """
-    left = [number]
+    left = number
 
     def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
         if event == "c_return" and frame.f_code.co_filename != threading.__file__:
-            left[0] -= 1
-            if left[0] < 0:
+            left -= 1
+            if left < 0:
                 sys.setprofile(None)
                 raise KeyboardInterrupt
 
-    sys.setprofile(look)
     try:
-        yield
+        sys.setprofile(look)
+        return receive(), False
+    except KeyboardInterrupt:
+        return [], True
     finally:
         sys.setprofile(None)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_after_any_call_of_receive_loses_nothing(place: Place) -> None:
+@pytest.mark.parametrize("waiting", [False, True], ids=["there", "waiting"])
+def test_ctrl_c_after_any_call_of_receive_loses_nothing(place: Place, waiting: bool) -> None:
+    """After the first, after the second and so on, until there are no more; a wait may have any number of them."""
     broker, other = place.broker(), place.broker()
     inbox = place.inbox(broker, "me")
-    total = 40
+    inbox.receive_many(1, 0)
     got: list[Note] = []
-    for number in range(total):
-        other.bus().post_many(notes_to("me", 1, number))
-        with suppress(KeyboardInterrupt), interrupt_after_call(number):
-            got += inbox.receive_many(5, 0.3)
-    gc.collect()  # while what it says is still let pass
-    got += read(inbox, total - len(got))
-    assert got == notes_to("me", total)
+    number, came = 0, True
+    while came and number < 40:
+
+        def post(number: int = number) -> None:
+            time.sleep(0.02 if waiting else 0)
+            other.bus().post_many(notes_to("me", 1, number))
+
+        poster = Later(post)
+        if not waiting:
+            poster.result()
+        some, came = interrupted(number, lambda: inbox.receive_many(5, 2.0))
+        poster.result()
+        number += 1
+        got += some
+        got += read(inbox, number - len(got))
+        assert got == notes_to("me", number)
+    if place.case.label != "amqp":  # whose reader calls nothing but a lock
+        assert number > 1, "it was never interrupted"
+    gc.collect()  # while its warnings are still ignored
 
 
 def test_presence(place: Place) -> None:
@@ -266,7 +283,7 @@ def test_presence_ends_when_the_beats_do(place: Place) -> None:
             gone_after = time.monotonic() - begun
         time.sleep(0.1)
     assert gone_after is not None
-    assert PRESENCE_SECONDS - 0.2 < gone_after < PRESENCE_SECONDS + place.late
+    assert PRESENCE_SECONDS - 0.2 < gone_after < PRESENCE_SECONDS + 3.0  # a busy machine is late
 
 
 def test_broadcast(place: Place) -> None:

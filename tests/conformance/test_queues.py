@@ -74,11 +74,11 @@ def test_receive_gives_up_after_its_timeout(place: Place, timeout: float) -> Non
 def test_a_waiting_consumer_is_told_at_once(place: Place) -> None:
     broker = place.broker()
     consumer = place.consumer(place.broker())
-    waiting = Later(lambda: consumer.receive_many(1, 10.0))
+    waiting = Later(lambda: consumer.receive_many(1, 30.0))
     time.sleep(0.2)
     broker.publish_many(messages(b"x"))
-    assert bodies(waiting.result()) == [b"x"]
-    assert waiting.seconds < 0.2 + place.late  # at once, on a busy machine; it waits for 10
+    assert bodies(waiting.result(40)) == [b"x"]
+    assert waiting.seconds < 3.0  # at once, on a busy machine; it waits for 30
 
 
 def test_acks_out_of_order(place: Place) -> None:

@@ -39,11 +39,11 @@ def test_the_highest_priority_comes_first(levels: Place) -> None:
 def test_a_running_consumer_sees_a_level_that_was_never_used(levels: Place) -> None:
     broker = levels.broker()
     consumer = levels.consumer(broker)
-    waiting = Later(lambda: consumer.receive_many(10, 10.0))
+    waiting = Later(lambda: consumer.receive_many(10, 30.0))
     time.sleep(0.2)
     broker.publish_many(messages(b"x", priority=5))
-    assert bodies(waiting.result()) == [b"x"]
-    assert waiting.seconds < 0.2 + levels.late  # at once, on a busy machine; it waits for 10
+    assert bodies(waiting.result(40)) == [b"x"]
+    assert waiting.seconds < 3.0  # at once, on a busy machine; it waits for 30
     broker.publish_many([Envelope("q", b"0"), Envelope("q", b"9", priority=9), Envelope("q", b"5", priority=5)])
     got = bodies(take(consumer, 3))
     # The other two may both be on their way already, to reads that waited for them.
@@ -110,7 +110,7 @@ def test_a_waiting_consumer_gets_a_delayed_message_on_time(delays: Place) -> Non
     begun = time.monotonic()
     broker.publish_many(messages(b"x", delay=0.6))
     assert bodies(waiting.result()) == [b"x"]
-    assert 0.58 < time.monotonic() - begun < 0.6 + delays.slack
+    assert 0.58 < time.monotonic() - begun < 0.6 + delays.late
 
 
 def test_a_sooner_message_overtakes(delays: Place) -> None:
@@ -119,12 +119,10 @@ def test_a_sooner_message_overtakes(delays: Place) -> None:
     other.publish_many(messages(b"now"))  # it is connected when it matters
     assert bodies(take(consumer, 1)) == [b"now"]
     waiting = Later(lambda: take(consumer, 2))
-    begun = time.monotonic()
     broker.publish_many(messages(b"late", delay=2.0))
     other.publish_many(messages(b"soon", delay=0.2))
     got = waiting.result()
     assert bodies(got) == [b"soon", b"late"]
-    assert time.monotonic() - begun < 2.0 + delays.slack
 
 
 def test_delayed_messages_wait_for_a_consumer_that_comes_later(delays: Place) -> None:
@@ -150,10 +148,12 @@ def test_equal_messages_may_be_delayed_together(delays: Place) -> None:
 
 def test_delay_and_priority_together(delays: Place) -> None:
     broker = delays.broker()
-    broker.publish_many([Envelope("q", b"low", delay=0.2), Envelope("q", b"high", priority=9, delay=0.2)])
+    broker.publish_many([Envelope("q", b"low", delay=1.0), Envelope("q", b"high", priority=9, delay=1.0)])
     assert waits(broker, "q", 2)
-    time.sleep(1.5 if delays.case.label == "sqs" else 0.25)  # which counts in whole seconds, from each message on
-    assert bodies(take(delays.consumer(broker), 2, within=20)) == [b"high", b"low"]
+    consumer = delays.consumer(broker)
+    assert nothing(consumer, 0)
+    time.sleep(2.2 if delays.case.label == "sqs" else 1.1)  # which counts in whole seconds, from each message on
+    assert bodies(take(consumer, 2, within=20)) == [b"high", b"low"]
 
 
 def test_a_priority_beyond_the_levels_is_refused(place: Place) -> None:

@@ -310,6 +310,30 @@ def test_a_key_is_free_again_when_its_submit_cannot_be_sent(
     assert once.submit(-3).result(SECONDS) == 2
 
 
+@pytest.mark.parametrize("step", ["store_many", "save_run"])
+def test_a_key_is_free_again_after_ctrl_c(
+    session: qnb.Session, sister: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Which comes when the key is taken, or when the run is written down, and nothing is sent yet."""
+    from qnb.session import keyed
+
+    do = getattr(session.backend, step)
+
+    def interrupt(*given: Any) -> None:
+        monkeypatch.setattr(session.backend, step, do)
+        do(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.backend, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.task(abs).options(key=f"interrupted in {tmp_path}").submit(-1)
+    monkeypatch.setattr(keyed, "appears", lambda *_: pytest.fail("the key is still taken"))
+    assert sister.task(abs).options(key=f"interrupted in {tmp_path}").submit(-2).result(SECONDS) == 2
+    newest = session.runs(limit=2)
+    assert newest["open"].sum() == 0, "nobody waits for what was never sent"
+
+
 def test_a_key_of_two_threads_at_once(session: qnb.Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second comes when the run of the first is written down, and not sent yet: there is one batch of it."""
     written, go = threading.Event(), threading.Event()

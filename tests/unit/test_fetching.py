@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,9 @@ def test_two_that_ask_for_the_same_fetch_it_once(slow: Slow, files: Files) -> No
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(files.fetch, [blob(LARGE)]) for _ in range(2)]
         assert slow.asked.wait(20)
+        end = time.monotonic() + 20
+        while not files._came._waiters and time.monotonic() < end:  # type: ignore[attr-defined]
+            time.sleep(0.005)
         slow.let.set()
         assert [each.result(20) for each in both] == [{}, {}]
     assert slow.times == 1

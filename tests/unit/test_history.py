@@ -43,8 +43,9 @@ def stored(first: int, states: bytes, count: int = 0) -> Stored:
         ([stored(4, b"", 6), stored(0, b"", 6)], (10, 0, 0)),
         ([stored(0, bytes([DONE, FAILED, DONE])), stored(2, bytes([FAILED, FAILED, CANCELLED]))], (2, 2, 1)),
         ([stored(0, b"", 8), stored(2, bytes([FAILED] * 3))], (8, 0, 0)),
+        ([Stored("r", 0, 10, b"of somebody with another key"), stored(2, b"", 8)], (8, 0, 0)),
     ],
-    ids=["one", "cut differently", "overlapping", "one in another"],
+    ids=["one", "cut differently", "overlapping", "one in another", "one that cannot be read"],
 )
 def test_each_call_counts_once(records: list[Stored], counts: tuple[int, int, int]) -> None:
     found = history._counts(records, SIGNER)

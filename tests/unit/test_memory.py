@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -170,3 +171,21 @@ def test_a_session_that_cannot_join_leaves_nothing_open(monkeypatch: pytest.Monk
     with pytest.raises(BrokerUnavailable, match="as this test wants it"):
         Session("memory:")
     assert closed == [MemoryBackend, MemoryBroker]
+
+
+def test_a_note_that_is_posted_while_others_are_taken_comes_next(broker: MemoryBroker) -> None:
+    inbox = broker.bus().join("me")
+
+    class Busy(list[Note]):
+        """Somebody posts while its first notes are looked at."""
+
+        def __getitem__(self, where: Any) -> Any:
+            found = super().__getitem__(where)
+            broker.bus().post_many([Note("me", "event", b"2")])
+            return found
+
+    inbox._mailbox.notes = Busy()
+    broker.bus().post_many([Note("me", "event", b"1")])
+    assert [note.body for note in inbox.receive_many(10, 0.0)] == [b"1"]
+    inbox._mailbox.notes = list(inbox._mailbox.notes)
+    assert [note.body for note in inbox.receive_many(10, 0.0)] == [b"2"]

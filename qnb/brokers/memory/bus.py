@@ -76,9 +76,11 @@ class MemoryInbox:
             now = time.monotonic()
             if mailbox.notes or self._woken or self._closed or now >= end:
                 self._woken = False
+                count = min(limit, len(mailbox.notes))
                 # Ctrl-C cannot come between these lines: Python looks for signals at calls and backward jumps only.
-                notes = mailbox.notes[:limit]
-                del mailbox.notes[:limit]
+                # What is posted meanwhile is put behind those that are taken.
+                notes = mailbox.notes[:count]
+                del mailbox.notes[:count]
                 return notes
             mailbox.gate.wait(end - now)
 

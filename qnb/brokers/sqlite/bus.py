@@ -85,12 +85,16 @@ class SqliteInbox:
         self._woken = False
         self.closed = False
         self._bell = bells.hang([topic_of("peer", peer)])
-        with database.lock, database.transaction as connection:
-            self._sign_in(connection)
+        self._sign_in()
 
-    def _sign_in(self, connection: sqlite3.Connection) -> None:
+    def _sign_in(self) -> None:
         """Say that this mailbox is read; clear away those that are not."""
-        now = self._touched_at = time.time()
+        now = time.time()
+        with self._database.lock, self._database.transaction as connection:
+            self._write_in(connection, now)
+        self._touched_at = now
+
+    def _write_in(self, connection: sqlite3.Connection, now: float) -> None:
         tables = self._tables
         known = connection.execute(
             f"SELECT 1 FROM {tables}peers WHERE peer = ? AND mailbox = ?", (self.peer, self._mailbox)
@@ -151,8 +155,7 @@ class SqliteInbox:
 
     def _read(self, limit: int) -> tuple[list[Note], int]:
         if time.time() - self._touched_at > TOUCH_SECONDS:
-            with self._database.lock, self._database.transaction as connection:
-                self._sign_in(connection)
+            self._sign_in()
         if self._unforgotten >= FORGET_NOTES:
             self._forget()
         rows = self._database.read(self._select, (self.peer, self._last, limit))

@@ -40,7 +40,7 @@ def test_what_is_due_later_is_left_to_the_server(double: Double, broker: Open) -
     assert 590 < latest <= 600, "the longest that the server has"
 
 
-def test_what_came_back_is_delivered_on_time(broker: Open) -> None:
+def test_what_came_back_is_delivered_when_it_is_due(broker: Open) -> None:
     pubsub_later_near = pubsub_later.NEAR_SECONDS
     pubsub_later.NEAR_SECONDS = 0.5  # so that it is left to the server for a second or two
     try:

@@ -89,7 +89,7 @@ def test_a_killed_peer_is_gone_in_time(services: Services) -> None:
     process.kill()
     begun = time.monotonic()
     while bus.peers():
-        assert time.monotonic() - begun < PRESENCE_SECONDS + place.late
+        assert time.monotonic() - begun < PRESENCE_SECONDS + 3.0  # a busy machine is late
         time.sleep(0.02)
     place.close()
 
