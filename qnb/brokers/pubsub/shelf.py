@@ -47,6 +47,7 @@ MARGIN = 0.2
 COUNT, DELAY, LEVEL, REASON, HINT = "qnb-n", "qnb-delay", "qnb-level", "qnb-reason", "qnb-hint"
 _BLANK = "qnb"  # a message must have data or an attribute
 _LONGEST_NAME = 255
+_TRIES = 5  # to make a queue that others remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Shelf:
         lease = self.options.lease or lease or DEFAULT_LEASE
         with self._lock:
             if part == DEAD or not self._attached(name):
-                self._make(queue, part, lease)
+                self._make_whole(queue, part, lease)
             self._known.add(name)
         self.on_use(queue, str(part or ""))
 
@@ -138,6 +139,19 @@ class Shelf:
     def _drop_subscription(self, name: str) -> None:
         request = types.DeleteSubscriptionRequest(subscription=self.link.subscription(name))
         self.link.drop(DELETE_SUBSCRIPTION, request)
+
+    def _make_whole(self, queue: str, part: str | int, lease: float) -> None:
+        """Even if somebody removes the queue at this moment: then it is made anew."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._make(queue, part, lease)
+            except Gone:  # a topic that was there
+                if not left:
+                    raise
+                self.forget(self.name(queue))
+                self.forget(self.name(queue, DEAD))
+            else:
+                return
 
     def _make(self, queue: str, part: str | int, lease: float) -> None:
         name = self.name(queue, part)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from qnb.brokers.base import QueueSpec
 from qnb.brokers.pubsub import types as types
-from qnb.brokers.pubsub.link import GET_SUBSCRIPTION, PUBLISH
+from qnb.brokers.pubsub.link import CREATE_SUBSCRIPTION, GET_SUBSCRIPTION, PUBLISH, Method
 from qnb.brokers.pubsub.shelf import batches, message
 from qnb.message import Envelope, Note
 from tests.conformance.help import Later, bodies, messages, nothing, numbered, read, take
@@ -94,6 +95,23 @@ def test_removed_by_another_process(broker: Open) -> None:
     other.remove("q")
     opened.publish_many(messages(b"new"))
     assert bodies(waiting.result()) == [b"new"]
+
+
+def test_removed_while_it_is_made(broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its topic was there, and that of its dead letters too; its subscription cannot be made without them."""
+    opened, other = broker(), broker()
+    create, removed = opened._link.create, []
+
+    def create_late(method: Method, request: Any) -> bool:
+        if method is CREATE_SUBSCRIPTION and request.name.endswith("+q") and not removed:
+            removed.append(request.name)
+            other.remove("q")
+        return create(method, request)
+
+    monkeypatch.setattr(opened._link, "create", create_late)
+    opened.publish_many(messages(b"x"))
+    assert removed
+    assert bodies(take(opened.consume(["q"], prefetch=1), 1)) == [b"x"]
 
 
 def test_foreign_messages_are_delivered_as_they_are(broker: Open) -> None:
