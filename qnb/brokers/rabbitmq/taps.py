@@ -26,8 +26,9 @@ COUNT_HEADER = "qnb-failed"
 # What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
 IDLE_SECONDS = 0.05
 # What a subscription is for has come, or somebody else has it, when nothing came for so long: twice what the server
-# took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer.
-_DRAIN_SECONDS = (0.005, 0.5)
+# took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer; what it sends
+# too late goes back behind the others, and counts as delivered once more.
+_DRAIN_SECONDS = (0.05, 1.0)
 # Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
 # It has no such argument for quorum queues: who is told of the companion looks after both.
 _TOLD = {"x-cancel-on-ha-failover": True}
