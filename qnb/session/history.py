@@ -97,7 +97,7 @@ def _kept(backend: Backend) -> dict[tuple[str, int], dict[str, int]]:
 def _counts(records: Sequence[Any], signer: Signer) -> dict[str, int]:
     """Each call once, though two workers may have cut a frame differently and stored it both."""
     counts, end = dict.fromkeys(_COUNTED, 0), 0
-    for stored in sorted(records, key=lambda record: record.first):
+    for stored in records:  # by their first call
         counted = max(0, end - stored.first)
         if counted >= stored.count:
             continue

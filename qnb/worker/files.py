@@ -71,15 +71,13 @@ class Files:
                 self._sizes[key] = size
                 return
             self._coming.add(key)
-        there = False
         try:
             self._write(key, size)
-            there = True
+            with self._lock:
+                self._sizes[key] = size
         finally:
             with self._came:
                 self._coming.discard(key)
-                if there:
-                    self._sizes[key] = size
                 self._came.notify_all()
 
     def _write(self, key: str, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,10 @@ _NO_ROOM_TO_SHOW = Display({"text/plain": "… displays are left out: the outcom
 OUTCOME_BYTES = 500 * 1024 * 1024  # a value in Redis may have 512 MiB
 
 
+class _StoppedCold(Exception):
+    """Nothing is tried again any more."""
+
+
 class Settling:
     """Turns the logic's actions into one round trip where broker and backend are partners, else into four steps."""
 
@@ -46,6 +51,10 @@ class Settling:
 
     def turn(self, taken: list[act.Action]) -> None:
         """All of it, in the end; nothing when the worker is stopped cold before, so that others run it again."""
+        with suppress(_StoppedCold):
+            self._turn(taken)
+
+    def _turn(self, taken: list[act.Action]) -> None:
         turn = Turn()
         faults: dict[str, QnbError] = {}  # by name, why something put aside will never be stored
         rest: list[act.Action] = []
@@ -54,14 +63,12 @@ class Settling:
                 case act.Keep(run, first, count, states, data, reply_to, doubtful, aside):
                     if aside:
                         take_in = partial(self._worker.files.take_in, aside, self._signer.about(run), faults)
-                        if not self._persist(take_in):
-                            return
+                        self._persist(take_in)
                     if faults:
                         states, data = self._failing(states, data, faults)
                     record = Stored(run, first, count, data)
                     if doubtful:
-                        if not self._persist(partial(self._add_new, turn, record, reply_to)):
-                            return
+                        self._persist(partial(self._add_new, turn, record, reply_to))
                     else:
                         self._add_outcome(turn, record, reply_to)
                     self._worker.commands.ended(run, first, count, states)
@@ -75,8 +82,7 @@ class Settling:
                         turn.post += [Note(peer, "progress", body) for peer in hearers]
                     self._worker.commands.progressed(progress)
                 case act.Publish(frame, queue, delay):
-                    if not self._persist(partial(self._add_frame, turn, frame, queue, delay)):
-                        return
+                    self._persist(partial(self._add_frame, turn, frame, queue, delay))
                 case act.Ack(delivery):
                     turn.ack.append(delivery)
                 case _:
@@ -206,19 +212,16 @@ class Settling:
             if parts := self._without_outcome(record):
                 self._mend(self._backend.store_many(parts))
 
-    def _persist(self, settle: Callable[[], None]) -> bool:
-        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted.
-
-        False when the worker is stopped cold before.
-        """
+    def _persist(self, settle: Callable[[], None]) -> None:
+        """Try until it is done: what a lane has finished is not thrown away because a server is being restarted."""
         pause = 0.1
         while True:
             try:
                 settle()
-                return True
+                return
             except QnbError as error:
                 log.warning("cannot settle, trying again in %.1f s: %s", pause, error)
                 if self._worker.cold:
-                    return False
+                    raise _StoppedCold from error
                 time.sleep(pause)
                 pause = min(5.0, 2 * pause)

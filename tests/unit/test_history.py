@@ -40,7 +40,7 @@ def stored(first: int, states: bytes, count: int = 0) -> Stored:
     "records, counts",
     [
         ([stored(0, b"", 10)], (10, 0, 0)),
-        ([stored(4, b"", 6), stored(0, b"", 6)], (10, 0, 0)),
+        ([stored(0, b"", 6), stored(4, b"", 6)], (10, 0, 0)),
         ([stored(0, bytes([DONE, FAILED, DONE])), stored(2, bytes([FAILED, FAILED, CANCELLED]))], (2, 2, 1)),
         ([stored(0, b"", 8), stored(2, bytes([FAILED] * 3))], (8, 0, 0)),
         ([Stored("r", 0, 10, b"of somebody with another key"), stored(2, b"", 8)], (8, 0, 0)),

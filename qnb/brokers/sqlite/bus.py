@@ -89,28 +89,24 @@ class SqliteInbox:
 
     def _sign_in(self) -> None:
         """Say that this mailbox is read; clear away those that are not."""
-        now = time.time()
+        now, tables = time.time(), self._tables
         with self._database.lock, self._database.transaction as connection:
-            self._write_in(connection, now)
+            known = connection.execute(
+                f"SELECT 1 FROM {tables}peers WHERE peer = ? AND mailbox = ?", (self.peer, self._mailbox)
+            ).fetchone()
+            if known is None:  # new, or swept while this process slept
+                connection.execute(f"DELETE FROM {tables}notes WHERE peer = ?", (self.peer,))
+                self._last = 0
+            connection.execute(
+                f"INSERT INTO {tables}peers(peer, mailbox, read_at) VALUES(?, ?, ?) "
+                "ON CONFLICT(peer) DO UPDATE SET mailbox = excluded.mailbox, read_at = excluded.read_at",
+                (self.peer, self._mailbox, now),
+            )
+            gone = connection.execute(
+                f"DELETE FROM {tables}peers WHERE read_at < ? RETURNING peer", (now - ABANDONED_SECONDS,)
+            ).fetchall()
+            connection.executemany(f"DELETE FROM {tables}notes WHERE peer = ?", gone)
         self._touched_at = now
-
-    def _write_in(self, connection: sqlite3.Connection, now: float) -> None:
-        tables = self._tables
-        known = connection.execute(
-            f"SELECT 1 FROM {tables}peers WHERE peer = ? AND mailbox = ?", (self.peer, self._mailbox)
-        ).fetchone()
-        if known is None:  # new, or swept while this process slept
-            connection.execute(f"DELETE FROM {tables}notes WHERE peer = ?", (self.peer,))
-            self._last = 0
-        connection.execute(
-            f"INSERT INTO {tables}peers(peer, mailbox, read_at) VALUES(?, ?, ?) "
-            "ON CONFLICT(peer) DO UPDATE SET mailbox = excluded.mailbox, read_at = excluded.read_at",
-            (self.peer, self._mailbox, now),
-        )
-        gone = connection.execute(
-            f"DELETE FROM {tables}peers WHERE read_at < ? RETURNING peer", (now - ABANDONED_SECONDS,)
-        ).fetchall()
-        connection.executemany(f"DELETE FROM {tables}notes WHERE peer = ?", gone)
 
     def receive_many(self, limit: int, timeout: float) -> Sequence[Note]:
         notes, last = self._wait(limit, time.monotonic() + timeout)
