@@ -205,7 +205,7 @@ class Case:
     dead holder's ends (None: as any other); `late`, what a busy machine may take for one step; `writes`, how long a
     server that is killed may have kept to itself what was settled. `ordered`: one consumer gets messages as they were
     published. `exact_depth`: depth counts to the message at once. `pushes`: notes come to their reader by themselves,
-    a moment after they were posted.
+    a moment after they were posted, and not all at once.
     """
 
     label: str
@@ -371,6 +371,7 @@ BROKERS: Sequence[Case] = (
         lease=2.0,
         death=4.5,  # a session, and a rebalance
         ordered=False,
+        pushes=True,  # the client fetches by itself, and may have some of a batch before the server has all
     ),
     Case(
         "pubsub",
