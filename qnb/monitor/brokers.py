@@ -126,6 +126,8 @@ def limit_text(name: str, value: Any) -> str:
     """A limit as people read it."""
     if value is None:
         return "no limit"
+    if name == "lease_min_seconds" and not value:
+        return "any"
     if name == "message_bytes":
         return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 1024:.0f} KiB"
     if name.endswith("seconds"):

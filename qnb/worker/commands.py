@@ -60,8 +60,8 @@ class Commands:
             "tasks": dict(worker.logic.counts),
             "held_frames": len(worker.logic.held),
             "broker": getattr(worker.broker, "stats", dict)(),
-            **vitals([os.getpid(), *(lane.pid for lane in list(worker.lanes.values()))]),
-            "lanes": [{"number": lane.number, "pid": lane.pid} for lane in list(worker.lanes.values())],
+            **vitals([os.getpid(), *(lane.pid for lane in worker.lanes)]),
+            "lanes": [{"number": lane.number, "pid": lane.pid} for lane in worker.lanes],
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
@@ -70,7 +70,7 @@ class Commands:
         """Calls that run now."""
         worker, now = self._worker, time.time()
         running = []
-        for lane in list(worker.lanes.values()):
+        for lane in worker.lanes:
             serial, index, started = lane.mark()
             state = worker.logic.lanes.get(lane.number)
             if state is not None and state.is_async:  # many at once, and no mark of when each began

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import selectors
 import socket
 import threading
 import time
@@ -28,10 +26,11 @@ from qnb.worker.dependencies import Dependencies, needed_files
 from qnb.worker.files import Files
 from qnb.worker.graph import Known
 from qnb.worker.intake import Intake
+from qnb.worker.lanes import Lanes
 from qnb.worker.limits import Limits
 from qnb.worker.logic import WorkerLogic
 from qnb.worker.opening import Opening
-from qnb.worker.pool import Lane, LaneDied, ProcessLane, ThreadLane
+from qnb.worker.pool import Lane, LaneDied
 from qnb.worker.protocol import Welcome
 from qnb.worker.settling import Settling
 
@@ -66,7 +65,6 @@ class Worker:
         self.peer = WORKER_PREFIX + options.name
         self.signer = Signer(key)
         self.logic = WorkerLogic(options.name, options.concurrency)
-        self.lanes: dict[int, Lane] = {}
         self.started_at = time.time()
         self.stopped = threading.Event()
         self.failed = False
@@ -74,20 +72,12 @@ class Worker:
         self.dependencies = Dependencies(self)
         self.opening = Opening(self)
         folder = self.files.folder if backend.blobs else None
-        self._welcome = Welcome(key, options.name, folder, tuple(options.only))
+        self.lanes = Lanes(Welcome(key, options.name, folder, tuple(options.only)), options.pool)
         self.lock = self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._selector = selectors.DefaultSelector()
-        self._unwatched: set[int] = set()  # numbers of lanes that the selector does not know now
-        self._events: dict[int, int] = {}
-        self._staying: Lane | None = None
         self._settling_here = False  # the receiving thread settles a turn
         self._stillborn = 0  # lanes in a row that died before they had told anything
-        self._bell, self._poke = socket.socketpair()
-        self._bell.setblocking(False)
-        self._poke.setblocking(False)
         self._actions: deque[act.Action] = deque()
-        self._next_lane = 0
         self._closing = self.cold = self._dozing = False
         self._last_work = self._looked = time.monotonic()
         for queue in options.queues:
@@ -108,7 +98,6 @@ class Worker:
 
     def start(self) -> None:
         """Start the threads and the lanes; returns at once."""
-        self._selector.register(self._bell, selectors.EVENT_READ)
         for run, first, count in self.backend.revoked():
             self.logic.revoked.setdefault(run, []).append((first, count))
         self._do(self.logic.start())
@@ -125,7 +114,7 @@ class Worker:
         """Warm: finish what runs, give back the rest, end. Cold: what runs is killed and given back."""
         self.cold = self.cold or cold
         self._closing = True
-        self._ring()
+        self.lanes.ring()
         self.clock.close()
         self.consumer.wake()
 
@@ -147,7 +136,7 @@ class Worker:
                     self._kill_all()
             finally:
                 self.stopped.set()
-                self._ring()
+                self.lanes.ring()
 
     # Receive -------------------------------------------------------------------------------------------------
 
@@ -210,10 +199,7 @@ class Worker:
             self._last_work = time.monotonic()
             actions = self.logic.received(delivery, frame, spans, time.time())
             lane = self._short(actions) if alone else None
-            if lane is not None and lane.number not in self._unwatched:
-                self._selector.unregister(lane)
-                self._unwatched.add(lane.number)
-            self._staying = lane
+            self.lanes.stay_with(lane)
             self._do(actions)
         if brought.references:
             self.dependencies.taken(frame, brought.references)  # nothing of it can raise: the frame is held
@@ -239,9 +225,9 @@ class Worker:
         """A short call is over before this thread could sleep: wait for it here, and settle it without a switch."""
         over = lane.wait(STAY_SECONDS)
         with self._lock:
-            self._staying = None
+            self.lanes.stay_with(None)
             if not over:
-                self._watch_all()  # the settle thread sees to it from now on
+                self.lanes.watch_all()  # the settle thread sees to it from now on
                 return
             self._hear(lane.number)
             taken = list(self._actions)
@@ -262,25 +248,21 @@ class Worker:
             worked = now if busy else worked
             # Awake for a while after work: then whoever deals need not ring, which would cost more than looking.
             self._dozing = now - worked > AWAKE_SECONDS
-            ready = self._selector.select(None if self._dozing and not self.logic.busy else TICK_SECONDS)
+            told = self.lanes.select(None if self._dozing and not self.logic.busy else TICK_SECONDS)
             with self._lock:
-                self._watch_all()
-                for key, _ in ready:
-                    if key.data is None:
-                        self._drain_bell()
-                    else:
-                        self._hear(key.data)
+                self.lanes.watch_all()
+                for number in told:
+                    self._hear(number)
                 if busy:
-                    for number in [n for n, lane in self.lanes.items() if lane.ended()]:
+                    for number in self.lanes.ended():
                         self._hear(number)
                         self._bury(number)
-                    marks = self._marks()
-                    self._do(self.logic.tick(marks, time.time()), here=True)
+                    self._do(self.logic.tick(self.lanes.marks(), time.time()), here=True)
                 if self._closing:
                     self._do(self.logic.drain(), here=True)
                     if self.cold:
                         self._kill_all()
-                self._retire()
+                self.lanes.retire(self.logic.idle_to_retire())
                 self._room.notify_all()
                 taken = list(self._actions)
                 self._actions.clear()
@@ -294,8 +276,7 @@ class Worker:
         lane = self.lanes.get(number)
         if lane is None:
             return
-        if lane.unsent:
-            self._watch(lane, not lane.flush())
+        self.lanes.flush(lane)
         try:
             for report in lane.receive():
                 self._last_work = time.monotonic()
@@ -310,8 +291,7 @@ class Worker:
             self._lose(lane, lane.bury())
 
     def _lose(self, lane: Lane, reason: str) -> None:
-        self._unwatch(lane)
-        del self.lanes[lane.number]
+        self.lanes.drop(lane)
         if not self._closing or not self.cold:
             log.warning("lane %d (pid %d) of worker %s: %s", lane.number, lane.pid, self.options.name, reason)
         mark = lane.mark()
@@ -322,9 +302,6 @@ class Worker:
             self.stop()
         self._do(self.logic.lane_down(lane.number, reason, mark, time.time()), here=True)
 
-    def _marks(self) -> dict[int, tuple[int, int, float]]:
-        return {number: lane.mark() for number, lane in self.lanes.items()}
-
     def _do(self, actions: Sequence[act.Action], here: bool = False) -> None:
         """Carry out what concerns lanes at once, leave the rest to the next turn: `here`, or the settle thread's."""
         if not actions:
@@ -333,60 +310,16 @@ class Worker:
         with self._lock:
             for action in actions:
                 if isinstance(action, act.Deal):
-                    lane = self.lanes[action.lane]
-                    lane.send(action.work)
-                    if lane is not self._staying:
-                        self._watch(lane, lane.unsent)
+                    self.lanes.send(action.lane, action.work)
                 elif isinstance(action, act.Kill):
                     self.lanes[action.lane].kill()
                 elif isinstance(action, act.Spawn):
-                    self._spawn(action.is_async)
+                    self._do(self.logic.lane_up(self.lanes.spawn(action.is_async), action.is_async))
                 else:
                     self._actions.append(action)
                     later = not here
         if later or self._dozing:
-            self._ring()
-
-    def _spawn(self, is_async: bool) -> None:
-        self._next_lane += 1
-        number = self._next_lane
-        if self.options.pool == "thread" and not is_async:
-            lane: Lane = ThreadLane(number, self._welcome)
-        else:
-            lane = ProcessLane(number, self._welcome, is_async=is_async)
-        self.lanes[number] = lane
-        self._unwatched.add(number)
-        self._watch(lane, lane.unsent)
-        self._do(self.logic.lane_up(number, is_async))
-
-    def _watch(self, lane: Lane, writing: bool) -> None:
-        """Have the settle thread woken by this lane."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
-        if lane.number in self._unwatched:
-            self._unwatched.discard(lane.number)
-            self._selector.register(lane, events, lane.number)
-        elif self._events.get(lane.number) != events:
-            self._selector.modify(lane, events, lane.number)
-        self._events[lane.number] = events
-
-    def _watch_all(self) -> None:
-        """All but the lane that the receiving thread waits for. Lanes that it used stay unwatched until now."""
-        for number in [n for n in self._unwatched if self._staying is None or n != self._staying.number]:
-            self._watch(self.lanes[number], self.lanes[number].unsent)
-
-    def _unwatch(self, lane: Lane) -> None:
-        """It is gone."""
-        self._events.pop(lane.number, None)
-        if lane.number in self._unwatched:
-            self._unwatched.discard(lane.number)
-        else:
-            self._selector.unregister(lane)
-
-    def _retire(self) -> None:
-        for number in self.logic.idle_to_retire():
-            lane = self.lanes.pop(number)
-            self._unwatch(lane)
-            lane.close()
+            self.lanes.ring()
 
     # Keep ----------------------------------------------------------------------------------------------------
 
@@ -464,12 +397,12 @@ class Worker:
         """Never start these calls; the (run, index) of those that run and go on."""
         running: list[tuple[str, int]] = []
         with self._lock:
-            marks = self._marks()
+            marks = self.lanes.marks()
             for run, first, count in spans:
                 actions, indices = self.logic.revoke(run, first, count, terminate, marks)
                 self._do(actions)
                 running += [(run, index) for index in indices]
-        self._ring()
+        self.lanes.ring()
         return running
 
     def resize(self, change: int) -> int:
@@ -477,26 +410,24 @@ class Worker:
         with self._lock:
             self._do(self.logic.resize(self.logic.concurrency + change))
             self._room.notify_all()
-        self._ring()
+        self.lanes.ring()
         return self.logic.concurrency
 
     def limit(self, change: Callable[[Limits], None]) -> None:
         """Set a limit; what it held back, or now lets go, is looked at anew."""
         with self._lock:
             change(self.logic.limits)
-        self._ring()
+        self.lanes.ring()
 
     # Ends ----------------------------------------------------------------------------------------------------
 
     def _kill_all(self) -> None:
-        for lane in self.lanes.values():
-            lane.kill()
+        self.lanes.kill()
         self._actions += self.logic.abandon()
 
     def _close(self) -> None:
         """Lanes first, so that nothing more can be reported; the consumer last but one, to release what is left."""
-        for lane in self.lanes.values():
-            lane.close()
+        self.lanes.close_lanes()
         self.stopped.set()
         self.inbox.wake()
         self.dependencies.wake()
@@ -505,17 +436,7 @@ class Worker:
         except QnbError as error:
             log.warning("closing: %s", error)
         self.files.close()
-        self._selector.close()
-        self._bell.close()
-        self._poke.close()
-
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # a full pipe rings already, a closed one has no listener
-            self._poke.send(b"!")
-
-    def _drain_bell(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._bell.recv(4096)
+        self.lanes.close()
 
 
 def default_name() -> str:

@@ -77,6 +77,7 @@ class BatchView extends LiveView<BatchStore> {
 
   override close(): void {
     this.#sizes?.disconnect();
+    this.#grid.close();
     super.close();
   }
 

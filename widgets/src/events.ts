@@ -16,6 +16,9 @@ interface Item {
 
 const KEPT = 2000;
 const SHOWN = 100;
+/** Workers tell at intervals, so that one's events come a little after another's later ones. In seconds; what is told
+ *  to be older than that has another clock, and stays where it came. */
+const LATE = 2;
 
 export class EventStore {
   over = false;
@@ -36,12 +39,12 @@ export class EventStore {
     if (message.kind === "beat") return message.seq <= this.#seq;
     const { events = [], total = 0 } = message;
     const complete = message.kind === "snapshot" || message.seq === this.#seq + 1;
-    if (message.kind === "snapshot") this.items = [];
+    const items = message.kind === "snapshot" ? [] : [...this.items]; // a view that is paused holds the old ones
     this.#seq = message.seq;
     this.total = total;
     const first = total - events.length;
-    const new_ = events.map((event, place) => ({ number: first + place, event }));
-    this.items = [...this.items, ...new_].slice(-KEPT);
+    for (const [place, event] of events.entries()) insert(items, { number: first + place, event });
+    this.items = items.slice(-KEPT);
     this.#listeners.tell();
     return complete;
   }
@@ -105,6 +108,14 @@ class EventsView extends LiveView<EventStore> {
     setAttribute(this.#pause, "aria-label", this.#stopped ? "Go on with the stream" : "Pause the stream");
     this.soon();
   }
+}
+
+/** Among what came before, by time. */
+function insert(items: Item[], item: Item): void {
+  const [at] = item.event;
+  let place = items.length;
+  while (place > 0 && items[place - 1]!.event[0] > at && items[place - 1]!.event[0] - at < LATE) place--;
+  items.splice(place, 0, item);
 }
 
 function clock(at: number): string {

@@ -55,7 +55,36 @@ test("the last rows are drawn where the table ends", () => {
 test("what is longer than its column ends in an ellipsis; what may be wider than it is long is clipped", () => {
   const { grid } = table(3, (index) => ["short", "long ".repeat(20), "日本"][index]!);
   const cells = [...grid.element.querySelectorAll(".qnb-grid-body [role=gridcell]")];
-  expect(cells.map((cell) => cell.textContent!.length)).toEqual([5, 54, 2]);
+  expect(cells.map((cell) => cell.textContent!.length)).toEqual([5, 82, 2]);
   expect(cells[1]!.textContent).toMatch(/…$/);
   expect(cells.map((cell) => cell.classList.contains("qnb-clipped"))).toEqual([false, false, true]);
+});
+
+test("results give way, so that all columns are in sight, and take what is left where there is room", () => {
+  let resized: ResizeObserverCallback = () => {};
+  vi.stubGlobal("ResizeObserver", class {
+    constructor(callback: ResizeObserverCallback) {
+      resized = callback;
+    }
+    observe = vi.fn();
+    disconnect = vi.fn();
+  });
+  vi.spyOn(Element.prototype, "getBoundingClientRect").mockReturnValue({ width: 700 } as DOMRect); // 7 pixels a character
+  const text = (): string => "x".repeat(200);
+  const columns: Column[] = [
+    { id: "result", title: "result", number: false, text, key: text },
+    { id: "worker", title: "worker", number: false, text: () => "alpha", key: () => "alpha" },
+  ];
+  const rows = { count: 3, newest: 0, state: () => "done", bad: () => false, lacks: () => false } as unknown as Rows;
+  const grid = new Grid({ sort: () => {}, open: () => {}, texts: () => {} });
+  grid.draw(rows, columns, null, { elapsed: 0, follow: false, sort: "", down: false, opened: -1 });
+  const seen = (pixels: number): [string, number] => {
+    resized([{ contentRect: { width: pixels } } as ResizeObserverEntry], {} as ResizeObserver);
+    return [grid.element.style.getPropertyValue("--qnb-columns"), grid.element.querySelector("[role=gridcell]")!.textContent!.length];
+  };
+  expect(seen(7 * 50)).toEqual(["40ch 10ch", 38]);
+  expect(seen(7 * 1000)).toEqual(["84ch 10ch", 82]);
+  expect(seen(7 * 20)).toEqual(["16ch 10ch", 14]); // no less: then it scrolls
+  vi.unstubAllGlobals();
+  vi.restoreAllMocks();
 });

@@ -169,6 +169,10 @@ test("events: newest first, by text, by kind, and stopped", async () => {
   press(element, "Go on with the stream");
   await drawn();
   expect(shown()).toEqual(["d", "c", "b", "a"]);
+  const late = [[3.5, "task-done", "beta", "late"], [0.5, "task-done", "gamma", "of another clock"]];
+  model.tell({ kind: "delta", seq: 2, total: 6, events: late });
+  await drawn();
+  expect(shown()).toEqual(["of another clock", "d", "late", "c", "b", "a"]);
   const filter = element.querySelector("input")!;
   filter.value = "failed";
   filter.dispatchEvent(new Event("input"));

@@ -1,6 +1,6 @@
 import type { Column } from "./columns";
 import { make, setAttribute } from "./dom";
-import { Line } from "./line";
+import { Line, WIDEST_RESULT } from "./line";
 import type { Rows } from "./rows";
 
 export const ROW = 24;
@@ -9,6 +9,8 @@ const SEEN = 10;
 const BEYOND = 5;
 /** How long after the last of a scroll that passed all of those the rows beyond are drawn again, in milliseconds. */
 const REST = 120;
+/** Characters that the results keep when they make room for the other columns. */
+const LEAST_RESULT = 16;
 
 export interface Asked {
   sort(column: string): void;
@@ -24,6 +26,9 @@ export class Grid {
   #scroller: HTMLElement;
   #columns: Column[] = [];
   #widths: number[] = [];
+  /** How many characters fit side by side. */
+  #room = Infinity;
+  #sizes: ResizeObserver | null = null;
   #lines: Line[] = [];
   #sized = false;
   /** How far it is scrolled: asking the page for it while it is being changed would have it laid out at once. */
@@ -53,6 +58,14 @@ export class Grid {
       const line = this.#lines.find(({ element }) => element === row);
       if (line) this.#open(line.place);
     });
+    if (typeof ResizeObserver !== "undefined") {
+      this.#sizes = new ResizeObserver(([entry]) => this.#fit(entry!.contentRect.width));
+      this.#sizes.observe(this.#scroller);
+    }
+  }
+
+  close(): void {
+    this.#sizes?.disconnect();
   }
 
   get length(): number {
@@ -117,10 +130,27 @@ export class Grid {
     setAttribute(this.#scroller, "aria-colcount", `${columns.length}`);
   }
 
+  /** So many pixels wide from now on. */
+  #fit(width: number): void {
+    if (!width) return;
+    const ruler = this.#scroller.appendChild(make("div", "qnb-ruler"));
+    this.#room = Math.floor((100 * width) / ruler.getBoundingClientRect().width);
+    ruler.remove();
+    this.#sized = false;
+    this.#paint();
+  }
+
+  /** How wide the results may be, for all columns to be in sight. */
+  #result(): number {
+    const others = this.#columns.reduce((sum, { id }, at) => sum + (id === "result" ? 0 : this.#widths[at]!), 0);
+    return Math.min(WIDEST_RESULT, Math.max(LEAST_RESULT, this.#room - others));
+  }
+
   /** Draw the rows in sight. */
   #paint(): void {
     const rows = this.#rows;
     if (!rows) return;
+    const result = this.#result();
     const size = Math.min(this.length, SEEN + 2 * BEYOND + 1);
     const beyond = this.#rest === null ? BEYOND : 0;
     const number = Math.min(size, SEEN + 2 * beyond + 1);
@@ -133,14 +163,16 @@ export class Grid {
     for (let place = first; place < last; place++) {
       const index = this.#order ? this.#order[place]! : place;
       const mark = `${index === this.#opened ? " qnb-opened" : ""}${place === this.#active ? " qnb-active" : ""}`;
-      const view = { columns: this.#columns, elapsed: this.#elapsed, mark, widths: this.#widths, height: ROW };
+      const view = { columns: this.#columns, elapsed: this.#elapsed, mark, widths: this.#widths, result, height: ROW };
       wider = this.#lines[place % size]!.draw(place, index, rows, view) || wider;
       if (rows.lacks(index)) lacking.push(index);
     }
     if (wider || !this.#sized) {
+      if (result !== this.#result()) return this.#paint(); // what others needed, the results have less
       this.#sized = true;
-      this.#scroller.style.setProperty("--qnb-columns", this.#widths.map((width) => `${width}ch`).join(" "));
-      this.#scroller.style.setProperty("--qnb-width", `${this.#widths.reduce((sum, width) => sum + width, 0)}ch`);
+      const widths = this.#columns.map(({ id }, at) => (id === "result" ? Math.min(result, this.#widths[at]!) : this.#widths[at]!));
+      this.#scroller.style.setProperty("--qnb-columns", widths.map((width) => `${width}ch`).join(" "));
+      this.#scroller.style.setProperty("--qnb-width", `${widths.reduce((sum, width) => sum + width, 0)}ch`);
     }
     if (lacking.length) this.#asked.texts(lacking);
   }

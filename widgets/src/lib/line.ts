@@ -4,7 +4,7 @@ import type { Rows } from "./rows";
 
 /** Characters that a column may take. */
 const WIDEST = 40;
-const WIDEST_RESULT = 56;
+export const WIDEST_RESULT = 84;
 /** What the font may draw wider than one character: such cells alone are clipped, for clipping costs more than text. */
 const UNUSUAL = /[^\x20-\x7e…·×]/;
 
@@ -24,6 +24,7 @@ export class Line {
   #place = -1;
   #state = "";
   #class = "";
+  #result = 0;
 
   constructor(columns: Column[]) {
     this.#cells = columns.map(({ id, number }) => {
@@ -39,8 +40,9 @@ export class Line {
     return this.#place;
   }
 
-  /** Show a call at a place of the table. `widths` grow where a text needs it; true when one has. */
-  draw(place: number, index: number, rows: Rows, view: { columns: Column[]; elapsed: number; mark: string; widths: number[]; height: number }): boolean {
+  /** Show a call at a place of the table. `widths` grow where a text needs it; true when one has. `result`: how much
+   *  of its width the result has. */
+  draw(place: number, index: number, rows: Rows, view: { columns: Column[]; elapsed: number; mark: string; widths: number[]; result: number; height: number }): boolean {
     const state = rows.state(index);
     if (place !== this.#place) {
       this.#place = place;
@@ -56,20 +58,22 @@ export class Line {
       const cell = this.#cells[at]!;
       if (cell.dot && state !== this.#state) cell.dot.className = `qnb-dot qnb-${state}`;
       const bad = id === "result" && rows.bad(index);
-      if (text === this.#shown[at]) return this.#mark(at, bad, number);
+      const fits = id !== "result" || view.result === this.#result;
+      if (text === this.#shown[at] && fits) return this.#mark(at, bad, number);
       this.#shown[at] = text;
       const beside = cell.dot ? 4 : 2;
-      const most = (id === "result" ? WIDEST_RESULT : WIDEST) - beside;
+      const most = (id === "result" ? view.result : WIDEST) - beside;
       cell.text.data = text.length > most ? `${text.slice(0, most - 1)}…` : text;
       this.#unusual[at] = UNUSUAL.test(cell.text.data);
       this.#mark(at, bad, number);
-      const width = Math.min(most, text.length) + beside;
+      const width = Math.min(id === "result" ? WIDEST_RESULT : WIDEST, text.length + beside);
       if (width > view.widths[at]!) {
         view.widths[at] = width;
         wider = true;
       }
     });
     this.#state = state;
+    this.#result = view.result;
     return wider;
   }
 
