@@ -30,6 +30,7 @@ _JOIN_SECONDS = 10.0
 # So long a mailbox waits for its peer, which may be gone for good: longer than anyone rides out an absence.
 _KEPT_SECONDS = 60.0
 _REMEMBERED = 1000  # notes, of which the server may not know yet that they have come
+_UNACKED, _ACK_SECONDS = 200, 0.005  # so many of them at most, for so long
 _PRESENCE_ARGUMENTS = {"x-message-ttl": round(PRESENCE_SECONDS * 1000), "x-expires": 3_600_000}
 
 
@@ -49,7 +50,8 @@ class RabbitInbox(Owner, User):
         self._name = bus.names.mailbox(peer, secrets.token_hex(4))  # too long a name is told here
         self._connections = itertools.count()
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)
-        self._last = 0  # the tag of the newest that has come
+        self._last = self._acked = 0  # the tags of the newest that has come, and that is acked
+        self._acking: object = None
         self._notes: list[Note] = []
         self._arrived: list[Note] = []  # by now, of what comes at once
         self._changed = threading.Condition()
@@ -115,14 +117,21 @@ class RabbitInbox(Owner, User):
         self._arrived.append(Note(self.peer, properties.type, body))
 
     def told(self) -> None:
-        if self._last and self._channel is not None:
-            self._channel.write(encode_ack(self._channel.number, self._last, True))
-            self._last = 0
         if self._arrived:
             with self._changed:
                 self._notes += self._arrived
                 self._arrived.clear()
                 self._changed.notify_all()
+        if self._last - self._acked > _UNACKED:
+            self._ack()
+        elif self._last > self._acked and self._acking is None:  # later: whoever waits for the notes is first
+            self._acking = self._link.later(_ACK_SECONDS, self._ack)
+
+    def _ack(self) -> None:
+        self._acking = None
+        if self._last > self._acked and self._channel is not None:
+            self._channel.write(encode_ack(self._channel.number, self._last, True))
+            self._acked = self._last
 
     def cancelled(self, consumer: str) -> None:
         """Somebody removed the mailbox."""
@@ -132,7 +141,7 @@ class RabbitInbox(Owner, User):
             self.link_up(self._link.connection)
 
     def closed(self, error: Exception) -> None:
-        self._channel, self._last = None, 0
+        self._channel, self._last, self._acked = None, 0, 0
         if isinstance(error, ChannelClosed):
             # It may lie on a server of the cluster that is down.
             self._name = self._bus.names.mailbox(self.peer, secrets.token_hex(4))

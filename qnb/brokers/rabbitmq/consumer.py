@@ -26,7 +26,7 @@ from qnb.brokers.rabbitmq.channel import Answer, ChannelClosed, ConnectionLost
 from qnb.brokers.rabbitmq.link import Link
 from qnb.brokers.rabbitmq.publish import Publisher
 from qnb.brokers.rabbitmq.settle import Settler
-from qnb.brokers.rabbitmq.taps import IDLE_SECONDS
+from qnb.brokers.rabbitmq.taps import IDLE_SECONDS, Place
 from qnb.errors import BrokerError
 
 _ANSWER_SECONDS = 10.0
@@ -45,7 +45,7 @@ class RabbitConsumer(Settler):
         super().__init__(link, admin, publisher, queues)
         self._prefetch, self._forced = max(1, prefetch), lease
         self._turn = 0
-        self._woken = False
+        self._woken = self._hurried = False
         self._counted = 0.0
         self.lease = lease or 0.0
         self._prepare()
@@ -57,7 +57,8 @@ class RabbitConsumer(Settler):
             while True:
                 room = min(limit, self._prefetch - len(self._ledger.held))
                 if room > 0:
-                    self._gather(room, deadline)
+                    if not self._at_hand():
+                        self._gather(room, deadline)
                     got = self._hand_out(room)
                     if got:
                         return got
@@ -66,6 +67,13 @@ class RabbitConsumer(Settler):
                 if self._closed or self._woken or time.monotonic() >= deadline:
                     self._woken = False
                     return []
+
+    def _at_hand(self) -> bool:
+        """Whether a bell rang again meanwhile: then its message need not wait for others to be looked for, not twice
+        in a row."""
+        self._hurried = self._rang_again and bool(self._ledger.buffer) and not self._hurried
+        self._rang_again = False
+        return self._hurried
 
     def _wait(self, deadline: float, enough: Callable[[], bool]) -> None:
         with self._changed:
@@ -105,11 +113,11 @@ class RabbitConsumer(Settler):
             if error.code != NOT_FOUND:
                 raise error.translate(self._link.target.place) from error
 
-    def _counts(self, places: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], int]:
-        """How many messages wait in each; where a bell hangs there are none, or the bell is deaf."""
+    def _counts(self, places: Sequence[Place]) -> dict[Place, int]:
+        """How many messages wait in each; where a bell can ring there are none, or the bell is deaf."""
         trust = time.monotonic() - self._counted < _TRUST_SECONDS
         if trust:
-            places = [place for place in places if place not in self._bells]
+            places = [place for place in places if not self._hears(place)]
         else:
             self._counted = time.monotonic()
         answers = [Answer() for _ in places]
@@ -125,10 +133,10 @@ class RabbitConsumer(Settler):
         if places:
             self._link.post(ask)
         counts = [answer.get(_ANSWER_SECONDS).message_count for answer in answers]
+        self._crowded.difference_update(places)
         found = dict(zip(places, counts, strict=True))
-        deaf = [place[0] for place, count in found.items() if count and place in self._bells]
-        if deaf:
-            self._link.post(lambda: self._unhang(deaf))
+        if many := [place for place, count in found.items() if count]:
+            self._link.post(lambda: self._crowd(many))
         return found
 
     def _fetch(self, queue: str, urgent: bool, wanted: int, there: int) -> None:
@@ -155,7 +163,7 @@ class RabbitConsumer(Settler):
         self._link.post(start)
         answer.get(_ANSWER_SECONDS)
 
-    def _stand_by(self, places: Sequence[tuple[str, bool]], deadline: float) -> None:
+    def _stand_by(self, places: Sequence[Place], deadline: float) -> None:
         """Wait for a message from any of these. Bells that do not ring hang on, for whoever comes back at once."""
         channel = self._channel
 
@@ -163,7 +171,7 @@ class RabbitConsumer(Settler):
             if channel is not None and channel is self._channel:
                 for place in places:
                     if place not in self._bells and place[0] in self._queues:
-                        self._bells[place] = self._subscribe(channel, *place, 1)
+                        self._hang(channel, place)
 
         self._link.post(start)
         until = min(deadline, self._counted + _TRUST_SECONDS)
@@ -198,9 +206,8 @@ class RabbitConsumer(Settler):
         answer = Answer()
 
         def stop() -> None:
-            others = [tag for (queue, _), tag in self._bells.items() if queue not in self._queues]
-            self._bells = {place: tag for place, tag in self._bells.items() if place[0] in self._queues}
-            self._cancel_all(self._channel, others, answer)
+            gone = [place for place in (*self._bells, *self._standing) if place[0] not in self._queues]
+            self._cancel_all(self._channel, self._take_down(gone), answer)
 
         self._link.post(stop)
         with contextlib.suppress(ConnectionLost, ChannelClosed):  # then nothing is subscribed
@@ -222,7 +229,8 @@ class RabbitConsumer(Settler):
             self._changed.notify_all()
         left = self._receiving.acquire(timeout=5.0)
         answer = Answer()
-        self._link.post(lambda: self._cancel_all(self._channel, list(self._bells.values()), answer))
+        bells = [*self._bells, *self._standing]
+        self._link.post(lambda: self._cancel_all(self._channel, self._take_down(bells), answer))
         try:
             with contextlib.suppress(ConnectionLost, ChannelClosed):
                 answer.get(_CLOSE_SECONDS)
@@ -239,7 +247,6 @@ class RabbitConsumer(Settler):
                 self._receiving.release()
 
     def _later(self, seconds: float) -> None:
-        """In a while, give back what came in excess, unless somebody takes it by then."""
         self._link.later(seconds, lambda: threading.Thread(target=self._give_back, daemon=True).start())
 
     def _give_back(self) -> None:

@@ -47,6 +47,10 @@ class Ledger:
         self._unacked[held.tag] = held
         self.buffer.append(held)
 
+    def has(self, tag: int) -> bool:
+        """Whether the message of this tag is not acked."""
+        return tag in self._unacked
+
     def known(self, came: Held, now: float) -> bool:
         """Whether this is one that was held when a connection broke: then it is held on, or is GONE: to be acked."""
         if came.id in self._done:

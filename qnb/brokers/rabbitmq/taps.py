@@ -2,6 +2,10 @@
 
 A quorum queue counts what was on its way to a subscription that is cancelled as a failed delivery, so a subscription is
 cancelled when it has brought all that it was for. A subscription for one message, where there is none yet, is a bell.
+
+To subscribe to a quorum queue, and to cancel that, is an entry in its log, written to disk. So a bell that has rung
+stays: once its message is acked, it rings again by itself. Only where others wait behind, it gives way to a
+subscription for all of them.
 """
 
 from __future__ import annotations
@@ -29,9 +33,13 @@ IDLE_SECONDS = 0.05
 # took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer; what it sends
 # too late goes back behind the others, and counts as delivered once more.
 _DRAIN_SECONDS = (0.05, 1.0)
+_DEAF_SECONDS = 1.0  # a bell that has not rung for so long where messages wait
 # Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
 # It has no such argument for quorum queues: who is told of the companion looks after both.
 _TOLD = {"x-cancel-on-ha-failover": True}
+
+
+Place = tuple[str, bool]  # a queue, or its companion for what is urgent
 
 
 class Subscription:
@@ -59,9 +67,11 @@ class Taps(Owner, User):
         self._channel: Channel | None = None
         self._error: QnbError | None = None
         self._subscribed: dict[str, Subscription] = {}  # by consumer tag
-        self._bells: dict[tuple[str, bool], str] = {}  # consumer tags of those that have not rung
+        self._bells: dict[Place, str] = {}  # consumer tags of those that have not rung
+        self._standing: dict[Place, tuple[str, int]] = {}  # those that have, and the tags of their messages
+        self._crowded: set[Place] = set()  # where others wait behind
         self._tags = itertools.count(1)
-        self._closed = self._stale = self._news = False
+        self._closed = self._stale = self._news = self._rang_again = False
         self._idle_since = 0.0
         self._unhanging: object = None
 
@@ -107,8 +117,55 @@ class Taps(Owner, User):
         subscription.ending.append(answer.put)
         self._link.later(subscription.pause, look)
 
+    def _hang(self, channel: Channel, place: Place) -> None:
+        """Have a bell there: the one that stays, when it can ring."""
+        label, tag = self._standing.pop(place, ("", 0))
+        if label and not self._ledger.has(tag):
+            self._subscribed[label].left, self._subscribed[label].asked_at = 1, time.monotonic()
+            self._look_behind(channel, place)
+        else:
+            self._cancel(channel, label, lambda _: None)
+            label = self._subscribe(channel, *place, 1)
+        self._bells[place] = label
+
+    def _look_behind(self, channel: Channel, place: Place) -> None:
+        """A bell brings one message after the other: where there are many, they are better fetched, all at once."""
+
+        def looked(reply: Any) -> None:
+            if not isinstance(reply, Exception) and reply.message_count:
+                with self._changed:
+                    self._crowded.add(place)
+                    self._stale = True
+                    self._changed.notify_all()
+
+        channel.ask(spec.Queue.Declare(0, self._server_name(*place), True), looked)
+
+    def _crowd(self, places: Sequence[Place]) -> None:
+        """Many wait there. A bell gives way, but only once it has brought its message: what is on its way to one that
+        is cancelled goes back behind the others, and counts as delivered once more."""
+        for place in places:
+            label, tag = self._standing.get(place, ("", 0))
+            bell = self._subscribed.get(self._bells.get(place, ""))
+            deaf = bell is not None and time.monotonic() - bell.asked_at > _DEAF_SECONDS
+            if deaf or (label and self._ledger.has(tag)):
+                self._unhang([place])
+            else:
+                self._crowded.add(place)
+
+    def _hears(self, place: Place) -> bool:
+        """Whether a bell is there that can ring, and none wait behind."""
+        if place in self._crowded:
+            return False
+        label, tag = self._standing.get(place, ("", 0))
+        return place in self._bells or (bool(label) and not self._ledger.has(tag))
+
+    def _take_down(self, places: Sequence[Place]) -> list[str]:
+        """The consumer tags of the bells there, which are bells no longer."""
+        found = [self._bells.pop(place) for place in places if place in self._bells]
+        return found + [self._standing.pop(place)[0] for place in places if place in self._standing]
+
     def _unhang_soon(self) -> None:
-        if self._bells and self._unhanging is None:
+        if (self._bells or self._standing) and self._unhanging is None:
             self._unhanging = self._link.later(IDLE_SECONDS, self._unhang_idle)
 
     def _unhang_idle(self) -> None:
@@ -120,14 +177,18 @@ class Taps(Owner, User):
         if rest > 0.001:
             self._unhanging = self._link.later(rest, self._unhang_idle)
         else:
-            self._unhang([queue for queue, _ in self._bells])
+            self._unhang([*self._bells, *self._standing])
+            self._later(IDLE_SECONDS)
 
-    def _unhang(self, queues: Sequence[str]) -> None:
-        """Take the bells of these queues down."""
-        for place in [place for place in self._bells if place[0] in queues]:
-            tag = self._bells.pop(place)
+    def _unhang(self, places: Sequence[Place]) -> None:
+        """Take the bells down there."""
+        for label in self._take_down(places):
             if self._channel is not None:
-                self._cancel(self._channel, tag, lambda _: None)
+                self._cancel(self._channel, label, lambda _: None)
+
+    def _later(self, seconds: float) -> None:
+        """In a while, give back what is here, unless somebody takes it by then."""
+        raise NotImplementedError
 
     def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
         tag = f"c{next(self._tags)}"
@@ -205,7 +266,7 @@ class Taps(Owner, User):
                 self._news = True
             elif held.state == GONE:
                 self._ack(arrived.tag)
-        self._count_down(arrived.consumer, subscription)
+        self._count_down(arrived.consumer, subscription, arrived.tag)
 
     def told(self) -> None:
         if self._news:
@@ -217,24 +278,30 @@ class Taps(Owner, User):
         if self._channel is not None:
             self._channel.write(encode_ack(self._channel.number, tag, False))
 
-    def _count_down(self, tag: str, subscription: Subscription) -> None:
+    def _count_down(self, label: str, subscription: Subscription, tag: int) -> None:
         """End a subscription that has brought all it was for; acks would make it bring more."""
         subscription.left -= 1
-        if subscription.left or self._channel is None or tag.startswith("g"):
+        if subscription.left > 0 or self._channel is None or label.startswith("g"):
             return
-        if self._bells.get((subscription.queue, subscription.urgent)) == tag:
-            del self._bells[subscription.queue, subscription.urgent]
         for done in subscription.ending:
             done(None)
         subscription.ending.clear()
-        self._cancel(self._channel, tag, lambda _: None)
+        place = subscription.queue, subscription.urgent
+        again = self._standing.get(place, ("", 0))[0] == label
+        if again or self._bells.get(place) == label:
+            self._bells.pop(place, None)
+            self._standing[place] = label, tag
+            self._rang_again = again
+            if place in self._crowded:
+                self._unhang([place])
+        else:
+            self._cancel(self._channel, label, lambda _: None)
 
     def cancelled(self, consumer: str) -> None:
         ended = self._subscribed.pop(consumer, None)
         with self._changed:
             if ended is not None:
-                self._bells.pop((ended.queue, ended.urgent), None)
-                self._unhang([ended.queue])
+                self._unhang([(ended.queue, True), (ended.queue, False)])
                 self._admin.forget(ended.queue)
             self._stale = True
             self._changed.notify_all()
@@ -244,6 +311,8 @@ class Taps(Owner, User):
             for queue in self._queues:
                 self._admin.forget(queue)
         self._bells.clear()
+        self._standing.clear()
+        self._crowded.clear()
         subscribed, self._subscribed = self._subscribed, {}
         for subscription in subscribed.values():
             for done in subscription.ending:
