@@ -77,7 +77,7 @@ class Collector:
         self._last_note = self._last_sweep = self._last_direct = self._last_look = time.monotonic()
         self._gaps: dict[str, set[int]] = {}  # where missing spans of each run began at the last look
         self.ask_again: Callable[[Mapping[str, Spans]], None] | None = None  # where results are kept by nobody else
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qnb-collector", daemon=True)
         self._thread.start()
 
@@ -173,7 +173,7 @@ class Collector:
 
     def close(self) -> None:
         """Stop reading."""
-        self._closed = True
+        self._closed.set()
         self._work.set()
         self.inbox.wake()
         self._thread.join(5.0)
@@ -182,7 +182,7 @@ class Collector:
 
     def _run(self) -> None:
         used = time.monotonic()
-        while not self._closed:
+        while not self._closed.is_set():
             now = time.monotonic()
             if self.pending or self.listening:
                 used = now
@@ -194,7 +194,7 @@ class Collector:
                 self._work.clear()
             elif self._reading or now - self._last_direct < QUIET_SECONDS or now != used:
                 # One who waits reads for himself; this thread takes over when he has what he waited for.
-                time.sleep(QUIET_SECONDS)
+                self._closed.wait(QUIET_SECONDS)
             else:
                 self._read()
 
