@@ -73,11 +73,13 @@ test("results give way, so that all columns are in sight, and take what is left 
   const text = (): string => "x".repeat(200);
   const columns: Column[] = [
     { id: "result", title: "result", number: false, text, key: text },
-    { id: "worker", title: "worker", number: false, text: () => "alpha", key: () => "alpha" },
+    { id: "worker", title: "worker", number: false, text: () => worker, key: () => worker },
   ];
+  let worker = "alpha";
   const rows = { count: 3, newest: 0, state: () => "done", bad: () => false, lacks: () => false } as unknown as Rows;
   const grid = new Grid({ sort: () => {}, open: () => {}, texts: () => {} });
-  grid.draw(rows, columns, null, { elapsed: 0, follow: false, sort: "", down: false, opened: -1 });
+  const draw = (): void => grid.draw(rows, columns, null, { elapsed: 0, follow: false, sort: "", down: false, opened: -1 });
+  draw();
   const seen = (pixels: number): [string, number] => {
     resized([{ contentRect: { width: pixels } } as ResizeObserverEntry], {} as ResizeObserver);
     return [grid.element.style.getPropertyValue("--qnb-columns"), grid.element.querySelector("[role=gridcell]")!.textContent!.length];
@@ -85,6 +87,10 @@ test("results give way, so that all columns are in sight, and take what is left 
   expect(seen(7 * 50)).toEqual(["40ch 10ch", 38]);
   expect(seen(7 * 1000)).toEqual(["84ch 10ch", 82]);
   expect(seen(7 * 20)).toEqual(["16ch 10ch", 14]); // no less: then it scrolls
+  seen(7 * 50);
+  worker = "a worker of a long name";
+  draw();
+  expect(seen(0)).toEqual(["25ch 25ch", 23]); // what another column comes to need, as widths are now
   vi.unstubAllGlobals();
   vi.restoreAllMocks();
 });

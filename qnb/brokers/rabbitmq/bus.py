@@ -100,6 +100,7 @@ class RabbitInbox(Owner, User):
 
     def link_up(self, connection: Connection) -> None:
         name = self._name
+        self._last = self._acked = 0
         self._channel = channel = Channel(connection, self)
         expires = {"x-expires": round(_KEPT_SECONDS * 1000)}
         # The server may not have noticed yet that the connection before is lost: this one comes first.
@@ -141,7 +142,7 @@ class RabbitInbox(Owner, User):
             self.link_up(self._link.connection)
 
     def closed(self, error: Exception) -> None:
-        self._channel, self._last, self._acked = None, 0, 0
+        self._channel = None
         if isinstance(error, ChannelClosed):
             # It may lie on a server of the cluster that is down.
             self._name = self._bus.names.mailbox(self.peer, secrets.token_hex(4))

@@ -45,7 +45,7 @@ class RabbitConsumer(Settler):
         super().__init__(link, admin, publisher, queues)
         self._prefetch, self._forced = max(1, prefetch), lease
         self._turn = 0
-        self._woken = self._hurried = False
+        self._woken = False
         self._counted = 0.0
         self.lease = lease or 0.0
         self._prepare()
@@ -57,8 +57,7 @@ class RabbitConsumer(Settler):
             while True:
                 room = min(limit, self._prefetch - len(self._ledger.held))
                 if room > 0:
-                    if not self._at_hand():
-                        self._gather(room, deadline)
+                    self._gather(room, deadline)
                     got = self._hand_out(room)
                     if got:
                         return got
@@ -67,13 +66,6 @@ class RabbitConsumer(Settler):
                 if self._closed or self._woken or time.monotonic() >= deadline:
                     self._woken = False
                     return []
-
-    def _at_hand(self) -> bool:
-        """Whether a bell rang again meanwhile: then its message need not wait for others to be looked for, not twice
-        in a row."""
-        self._hurried = self._rang_again and bool(self._ledger.buffer) and not self._hurried
-        self._rang_again = False
-        return self._hurried
 
     def _wait(self, deadline: float, enough: Callable[[], bool]) -> None:
         with self._changed:
@@ -164,7 +156,7 @@ class RabbitConsumer(Settler):
         answer.get(_ANSWER_SECONDS)
 
     def _stand_by(self, places: Sequence[Place], deadline: float) -> None:
-        """Wait for a message from any of these. Bells that do not ring hang on, for whoever comes back at once."""
+        """Wait for a message from any of these. Bells hang on for a moment, for whoever comes back at once."""
         channel = self._channel
 
         def start() -> None:
@@ -175,10 +167,13 @@ class RabbitConsumer(Settler):
 
         self._link.post(start)
         until = min(deadline, self._counted + _TRUST_SECONDS)
-        self._wait(until, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
-        self._stale = False
-        self._idle_since = time.monotonic()
-        self._link.post(self._unhang_soon)
+        self._listening = True
+        try:
+            self._wait(until, lambda: bool(self._ledger.buffer) or channel is not self._channel or self._stale)
+        finally:
+            self._listening = self._stale = False
+            self._idle_since = time.monotonic()
+            self._link.post(self._unhang_soon)
 
     def _hand_out(self, room: int) -> list[Delivery]:
         now = time.monotonic()
@@ -208,6 +203,7 @@ class RabbitConsumer(Settler):
         def stop() -> None:
             gone = [place for place in (*self._bells, *self._standing) if place[0] not in self._queues]
             self._cancel_all(self._channel, self._take_down(gone), answer)
+            self._pay(gone)
 
         self._link.post(stop)
         with contextlib.suppress(ConnectionLost, ChannelClosed):  # then nothing is subscribed
@@ -229,8 +225,13 @@ class RabbitConsumer(Settler):
             self._changed.notify_all()
         left = self._receiving.acquire(timeout=5.0)
         answer = Answer()
-        bells = [*self._bells, *self._standing]
-        self._link.post(lambda: self._cancel_all(self._channel, self._take_down(bells), answer))
+
+        def stop() -> None:
+            bells = [*self._bells, *self._standing]
+            self._cancel_all(self._channel, self._take_down(bells), answer)
+            self._pay(bells)
+
+        self._link.post(stop)
         try:
             with contextlib.suppress(ConnectionLost, ChannelClosed):
                 answer.get(_CLOSE_SECONDS)
@@ -247,7 +248,11 @@ class RabbitConsumer(Settler):
                 self._receiving.release()
 
     def _later(self, seconds: float) -> None:
-        self._link.later(seconds, lambda: threading.Thread(target=self._give_back, daemon=True).start())
+        def look() -> None:
+            if self._ledger.buffer and not self._closed:
+                threading.Thread(target=self._give_back, name="qnb-give-back", daemon=True).start()
+
+        self._link.later(seconds, look)
 
     def _give_back(self) -> None:
         if not self._receiving.acquire(blocking=False):

@@ -51,6 +51,11 @@ class Ledger:
         """Whether the message of this tag is not acked."""
         return tag in self._unacked
 
+    def remember(self, settled: Iterable[Held]) -> None:
+        """These were to be acked when their connection broke."""
+        for held in settled:
+            self._done[held.id] = None
+
     def known(self, came: Held, now: float) -> bool:
         """Whether this is one that was held when a connection broke: then it is held on, or is GONE: to be acked."""
         if came.id in self._done:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from qnb.brokers.base import Delivery
 from qnb.brokers.rabbitmq.admin import Admin
-from qnb.brokers.rabbitmq.channel import Answer, ChannelClosed, ConnectionLost
+from qnb.brokers.rabbitmq.channel import Answer, Channel, ChannelClosed, ConnectionLost
 from qnb.brokers.rabbitmq.held import HELD, Held
 from qnb.brokers.rabbitmq.link import Link
 from qnb.brokers.rabbitmq.publish import Publisher
@@ -46,10 +46,22 @@ class Settler(Taps):
         channel = self._channel
         if channel is None:
             return
-        tags = self._ledger.acks([held.tag for held in settled if held.channel is channel])
+        here = [held for held in settled if held.channel is channel]
+        tags = self._ledger.acks([held.tag for held in here])
         if tags:
-            data = b"".join(encode_ack(channel.number, tag, multiple) for tag, multiple in tags)
-            self._link.post(lambda: channel.write(data))
+            self._link.post(lambda: self._write_acks(channel, here, tags))
+
+    def _write_acks(self, channel: Channel, settled: Sequence[Held], tags: Sequence[tuple[int, bool]]) -> None:
+        """In the link's thread. An ack that would make a bell ring waits for somebody to listen."""
+        if channel is not self._channel:
+            return
+        gone = {held.tag for held in settled}
+        rang = [place for place, (_, tag) in self._standing.items() if tag in gone]
+        if rang and len(settled) == 1:
+            self._owe(rang[0], settled[0])
+        else:
+            self._unhang([*rang, *self._owed])  # an ack of all up to a tag is one of what is owed, too
+            channel.write(b"".join(encode_ack(channel.number, tag, multiple) for tag, multiple in tags))
 
     def release_many(self, deliveries: Sequence[Delivery], delay: float = 0.0) -> None:
         # By a copy that says how often it has failed: a nack would count as one more.
@@ -146,7 +158,10 @@ class Settler(Taps):
     def _lapse(self) -> None:
         self._timer = None
         with self._changed:
-            for held in self._ledger.lapsed(time.monotonic()):
+            lapsed = self._ledger.lapsed(time.monotonic())
+            tags = {held.tag for held in lapsed}
+            self._unhang([place for place, (_, tag) in self._standing.items() if tag in tags])
+            for held in lapsed:
                 if held.channel is not None and held.channel is self._channel:
                     self._channel.write(encode_nack(self._channel.number, held.tag))
             self._changed.notify_all()

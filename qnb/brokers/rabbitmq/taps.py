@@ -4,8 +4,9 @@ A quorum queue counts what was on its way to a subscription that is cancelled as
 cancelled when it has brought all that it was for. A subscription for one message, where there is none yet, is a bell.
 
 To subscribe to a quorum queue, and to cancel that, is an entry in its log, written to disk. So a bell that has rung
-stays: once its message is acked, it rings again by itself. Only where others wait behind, it gives way to a
-subscription for all of them.
+stays for a while: once its message is acked it can ring again. It is to ring only while somebody listens, so the ack
+waits for the next receive_many; if none comes at once, the bell goes first. Where others wait behind its message, it
+gives way to a subscription for all of them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ IDLE_SECONDS = 0.05
 # took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer; what it sends
 # too late goes back behind the others, and counts as delivered once more.
 _DRAIN_SECONDS = (0.05, 1.0)
+_STRAY_SECONDS = 1.0  # what rang when nobody listened any more waits so long for him to come back
+_OWED_SECONDS = 0.005  # an ack waits so long for the next receive_many
 _DEAF_SECONDS = 1.0  # a bell that has not rung for so long where messages wait
 # Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
 # It has no such argument for quorum queues: who is told of the companion looks after both.
@@ -69,9 +72,12 @@ class Taps(Owner, User):
         self._subscribed: dict[str, Subscription] = {}  # by consumer tag
         self._bells: dict[Place, str] = {}  # consumer tags of those that have not rung
         self._standing: dict[Place, tuple[str, int]] = {}  # those that have, and the tags of their messages
+        self._owed: dict[Place, tuple[Held, float]] = {}  # messages of these that are to be acked, since when
+        self._paying: object = None
+        self._listening = False
         self._crowded: set[Place] = set()  # where others wait behind
         self._tags = itertools.count(1)
-        self._closed = self._stale = self._news = self._rang_again = False
+        self._closed = self._stale = self._news = False
         self._idle_since = 0.0
         self._unhanging: object = None
 
@@ -122,6 +128,7 @@ class Taps(Owner, User):
         label, tag = self._standing.pop(place, ("", 0))
         if label and not self._ledger.has(tag):
             self._subscribed[label].left, self._subscribed[label].asked_at = 1, time.monotonic()
+            self._pay([place])
             self._look_behind(channel, place)
         else:
             self._cancel(channel, label, lambda _: None)
@@ -144,13 +151,11 @@ class Taps(Owner, User):
         """Many wait there. A bell gives way, but only once it has brought its message: what is on its way to one that
         is cancelled goes back behind the others, and counts as delivered once more."""
         for place in places:
-            label, tag = self._standing.get(place, ("", 0))
             bell = self._subscribed.get(self._bells.get(place, ""))
-            deaf = bell is not None and time.monotonic() - bell.asked_at > _DEAF_SECONDS
-            if deaf or (label and self._ledger.has(tag)):
-                self._unhang([place])
-            else:
+            if bell is not None and time.monotonic() - bell.asked_at < _DEAF_SECONDS:
                 self._crowded.add(place)
+            else:
+                self._unhang([place])
 
     def _hears(self, place: Place) -> bool:
         """Whether a bell is there that can ring, and none wait behind."""
@@ -172,22 +177,43 @@ class Taps(Owner, User):
         """Take the bells down, unless somebody listens again."""
         self._unhanging = None
         rest = self._idle_since + IDLE_SECONDS - time.monotonic()
-        if self._receiving.locked():
+        if self._listening:
             return  # who listens now will come by when he leaves
         if rest > 0.001:
             self._unhanging = self._link.later(rest, self._unhang_idle)
         else:
             self._unhang([*self._bells, *self._standing])
-            self._later(IDLE_SECONDS)
+            self._later(_STRAY_SECONDS)
 
     def _unhang(self, places: Sequence[Place]) -> None:
         """Take the bells down there."""
         for label in self._take_down(places):
             if self._channel is not None:
                 self._cancel(self._channel, label, lambda _: None)
+        self._pay(places)
+
+    def _owe(self, place: Place, held: Held) -> None:
+        """This is to be acked, but the bell that brought it is not to ring when nobody listens."""
+        self._owed[place] = held, time.monotonic()
+        if self._paying is None:
+            self._paying = self._link.later(_OWED_SECONDS, self._pay_old)
+
+    def _pay_old(self) -> None:
+        self._paying = None
+        old = time.monotonic() - 0.8 * _OWED_SECONDS
+        self._unhang([place for place, (_, since) in self._owed.items() if since <= old])
+        if self._owed:
+            self._paying = self._link.later(_OWED_SECONDS, self._pay_old)
+
+    def _pay(self, places: Sequence[Place]) -> None:
+        """Ack what the bells there have brought."""
+        for place in places:
+            held, _ = self._owed.pop(place, (None, 0.0))
+            if held is not None and self._channel is not None:
+                self._channel.write(encode_ack(self._channel.number, held.tag, False))
 
     def _later(self, seconds: float) -> None:
-        """In a while, give back what is here, unless somebody takes it by then."""
+        """In a while, give back what is here, if anything is, unless somebody takes it by then."""
         raise NotImplementedError
 
     def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
@@ -264,8 +290,10 @@ class Taps(Owner, User):
             elif not (arrived.redelivered and self._ledger.known(held, time.monotonic())):
                 self._ledger.add(held)
                 self._news = True
-            elif held.state == GONE:
-                self._ack(arrived.tag)
+            else:
+                self._stale = self._news = True  # whoever waits needs another bell
+                if held.state == GONE:
+                    self._ack(arrived.tag)
         self._count_down(arrived.consumer, subscription, arrived.tag)
 
     def told(self) -> None:
@@ -275,11 +303,12 @@ class Taps(Owner, User):
                 self._changed.notify_all()
 
     def _ack(self, tag: int) -> None:
+        self._unhang([place for place, (_, brought) in self._standing.items() if brought == tag])
         if self._channel is not None:
             self._channel.write(encode_ack(self._channel.number, tag, False))
 
     def _count_down(self, label: str, subscription: Subscription, tag: int) -> None:
-        """End a subscription that has brought all it was for; acks would make it bring more."""
+        """End a subscription that has brought all it was for, since acks would make it bring more. A bell stays."""
         subscription.left -= 1
         if subscription.left > 0 or self._channel is None or label.startswith("g"):
             return
@@ -287,11 +316,9 @@ class Taps(Owner, User):
             done(None)
         subscription.ending.clear()
         place = subscription.queue, subscription.urgent
-        again = self._standing.get(place, ("", 0))[0] == label
-        if again or self._bells.get(place) == label:
+        if label in (self._bells.get(place), self._standing.get(place, ("", 0))[0]):
             self._bells.pop(place, None)
             self._standing[place] = label, tag
-            self._rang_again = again
             if place in self._crowded:
                 self._unhang([place])
         else:
@@ -319,6 +346,8 @@ class Taps(Owner, User):
                 done(error)
         with self._changed:
             self._channel = None
+            self._ledger.remember(held for held, _ in self._owed.values())
+            self._owed.clear()
             self._ledger.lose()
             if isinstance(error, ChannelClosed) and error.code != NOT_FOUND and "timed out" not in error.text:
                 self._error = error.translate(self._link.target.place)

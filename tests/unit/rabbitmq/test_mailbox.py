@@ -115,3 +115,14 @@ def test_a_connection_to_a_server_that_hangs_is_given_up(services: Services) -> 
             until(lambda: broker._link.connection is None, within=15)
         finally:
             os.killpg(server.pid, signal.SIGCONT)
+
+
+def test_what_comes_to_a_mailbox_that_was_made_anew_is_acked(services: Services, url: str) -> None:
+    with closing(RabbitBroker(url)) as broker:
+        inbox = broker.bus().join("me")
+        broker.bus().post_many([Note("me", "event", b"%d" % number) for number in range(3)])
+        assert len(read(inbox, 3)) == 3
+        services.common(RabbitServer).control("delete_queue", inbox._name)
+        broker.bus().post_many([Note("me", "event", b"after")])
+        assert read(inbox, 1) == [b"after"]
+        until(lambda: inbox._last == inbox._acked == 1)

@@ -168,8 +168,8 @@ export class Grid {
       if (rows.lacks(index)) lacking.push(index);
     }
     if (wider || !this.#sized) {
-      if (result !== this.#result()) return this.#paint(); // what others needed, the results have less
-      this.#sized = true;
+      this.#sized = result === this.#result();
+      if (!this.#sized) return this.#paint(); // what others needed, the results have less
       const widths = this.#columns.map(({ id }, at) => (id === "result" ? Math.min(result, this.#widths[at]!) : this.#widths[at]!));
       this.#scroller.style.setProperty("--qnb-columns", widths.map((width) => `${width}ch`).join(" "));
       this.#scroller.style.setProperty("--qnb-width", `${widths.reduce((sum, width) => sum + width, 0)}ch`);
