@@ -182,7 +182,7 @@ def test_purge_drops_what_waits(place: Place) -> None:
     consumer = place.consumer(broker)
     held = take(consumer, 2, limit=2)
     broker.publish_many([*numbered(4), Envelope("q", b"later", delay=0.6), Envelope("q", b"urgent", priority=9)])
-    assert broker.purge("q") == 7
+    assert broker.purge("q") in ({7} if place.case.counts_delayed else {6, 7})
     assert waits(broker, "q", 0)
     assert nothing(consumer, 0.9)
     consumer.release_many(held)
