@@ -12,7 +12,7 @@ from qnb.worker.protocol import Welcome, Work
 
 
 class Lanes:
-    """Whoever calls holds the worker's lock, but for `ring`, `select` and a look through all of them."""
+    """Whoever calls holds the worker's lock, but for `ring`, `select`, a look through all of them, and the end."""
 
     def __init__(self, welcome: Welcome, pool: str) -> None:
         self._welcome = welcome

@@ -26,12 +26,15 @@ from qnb.brokers.rabbitmq.channel import Answer, ChannelClosed, ConnectionLost
 from qnb.brokers.rabbitmq.link import Link
 from qnb.brokers.rabbitmq.publish import Publisher
 from qnb.brokers.rabbitmq.settle import Settler
-from qnb.brokers.rabbitmq.taps import IDLE_SECONDS, Place
+from qnb.brokers.rabbitmq.taps import Place
 from qnb.errors import BrokerError
 
 _ANSWER_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
 _FEW = 8
+# What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
+IDLE_SECONDS = 0.05
+_STRAY_SECONDS = 1.0  # what rang when nobody listened any more waits so long for him to come back
 # So long a silent bell is believed.
 _TRUST_SECONDS = 5.0
 
@@ -45,7 +48,9 @@ class RabbitConsumer(Settler):
         super().__init__(link, admin, publisher, queues)
         self._prefetch, self._forced = max(1, prefetch), lease
         self._turn = 0
-        self._woken = False
+        self._woken = self._listening = False
+        self._idle_since = 0.0
+        self._unhanging: object = None
         self._counted = 0.0
         self.lease = lease or 0.0
         self._prepare()
@@ -127,7 +132,7 @@ class RabbitConsumer(Settler):
         counts = [answer.get(_ANSWER_SECONDS).message_count for answer in answers]
         self._crowded.difference_update(places)
         found = dict(zip(places, counts, strict=True))
-        if many := [place for place, count in found.items() if count]:
+        if many := [place for place, n in found.items() if n and (place in self._bells or place in self._standing)]:
             self._link.post(lambda: self._crowd(many))
         return found
 
@@ -202,8 +207,7 @@ class RabbitConsumer(Settler):
 
         def stop() -> None:
             gone = [place for place in (*self._bells, *self._standing) if place[0] not in self._queues]
-            self._cancel_all(self._channel, self._take_down(gone), answer)
-            self._pay(gone)
+            self._unhang(gone, answer)
 
         self._link.post(stop)
         with contextlib.suppress(ConnectionLost, ChannelClosed):  # then nothing is subscribed
@@ -225,13 +229,7 @@ class RabbitConsumer(Settler):
             self._changed.notify_all()
         left = self._receiving.acquire(timeout=5.0)
         answer = Answer()
-
-        def stop() -> None:
-            bells = [*self._bells, *self._standing]
-            self._cancel_all(self._channel, self._take_down(bells), answer)
-            self._pay(bells)
-
-        self._link.post(stop)
+        self._link.post(lambda: self._unhang([*self._bells, *self._standing], answer))
         try:
             with contextlib.suppress(ConnectionLost, ChannelClosed):
                 answer.get(_CLOSE_SECONDS)
@@ -247,7 +245,25 @@ class RabbitConsumer(Settler):
             if left:
                 self._receiving.release()
 
+    def _unhang_soon(self) -> None:
+        if (self._bells or self._standing) and self._unhanging is None:
+            self._unhanging = self._link.later(IDLE_SECONDS, self._unhang_idle)
+
+    def _unhang_idle(self) -> None:
+        """Take the bells down, unless somebody listens again."""
+        self._unhanging = None
+        rest = self._idle_since + IDLE_SECONDS - time.monotonic()
+        if self._listening:
+            return  # who listens now will come by when he leaves
+        if rest > 0.001:
+            self._unhanging = self._link.later(rest, self._unhang_idle)
+        else:
+            self._unhang([*self._bells, *self._standing])
+            self._later(_STRAY_SECONDS)
+
     def _later(self, seconds: float) -> None:
+        """In a while, give back what is here, if anything is, unless somebody takes it by then."""
+
         def look() -> None:
             if self._ledger.buffer and not self._closed:
                 threading.Thread(target=self._give_back, name="qnb-give-back", daemon=True).start()

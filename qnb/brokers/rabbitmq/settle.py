@@ -55,8 +55,7 @@ class Settler(Taps):
         """In the link's thread. An ack that would make a bell ring waits for somebody to listen."""
         if channel is not self._channel:
             return
-        gone = {held.tag for held in settled}
-        rang = [place for place, (_, tag) in self._standing.items() if tag in gone]
+        rang = self._brought({held.tag for held in settled})
         if rang and len(settled) == 1:
             self._owe(rang[0], settled[0])
         else:
@@ -159,8 +158,7 @@ class Settler(Taps):
         self._timer = None
         with self._changed:
             lapsed = self._ledger.lapsed(time.monotonic())
-            tags = {held.tag for held in lapsed}
-            self._unhang([place for place, (_, tag) in self._standing.items() if tag in tags])
+            self._unhang(self._brought({held.tag for held in lapsed}))
             for held in lapsed:
                 if held.channel is not None and held.channel is self._channel:
                     self._channel.write(encode_nack(self._channel.number, held.tag))

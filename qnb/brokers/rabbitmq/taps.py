@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,10 @@ from qnb.brokers.rabbitmq.wire import Arrived, Properties, encode_ack
 from qnb.errors import QnbError
 
 COUNT_HEADER = "qnb-failed"
-# What came in excess waits so long for the next receive_many before it goes back, and so long a bell hangs.
-IDLE_SECONDS = 0.05
 # What a subscription is for has come, or somebody else has it, when nothing came for so long: twice what the server
 # took to confirm the subscription, within these bounds. A server far away, or a busy one, takes longer; what it sends
 # too late goes back behind the others, and counts as delivered once more.
 _DRAIN_SECONDS = (0.05, 1.0)
-_STRAY_SECONDS = 1.0  # what rang when nobody listened any more waits so long for him to come back
 _OWED_SECONDS = 0.005  # an ack waits so long for the next receive_many
 _DEAF_SECONDS = 1.0  # a bell that has not rung for so long where messages wait
 # Else the server, when a queue is removed and made again, subscribes anew by itself, and drops what a quorum one sends.
@@ -74,12 +71,9 @@ class Taps(Owner, User):
         self._standing: dict[Place, tuple[str, int]] = {}  # those that have, and the tags of their messages
         self._owed: dict[Place, tuple[Held, float]] = {}  # messages of these that are to be acked, since when
         self._paying: object = None
-        self._listening = False
         self._crowded: set[Place] = set()  # where others wait behind
         self._tags = itertools.count(1)
         self._closed = self._stale = self._news = False
-        self._idle_since = 0.0
-        self._unhanging: object = None
 
     def link_up(self, connection: Connection) -> None:
         with self._changed:
@@ -164,32 +158,15 @@ class Taps(Owner, User):
         label, tag = self._standing.get(place, ("", 0))
         return place in self._bells or (bool(label) and not self._ledger.has(tag))
 
-    def _take_down(self, places: Sequence[Place]) -> list[str]:
-        """The consumer tags of the bells there, which are bells no longer."""
-        found = [self._bells.pop(place) for place in places if place in self._bells]
-        return found + [self._standing.pop(place)[0] for place in places if place in self._standing]
+    def _brought(self, tags: Container[int]) -> list[Place]:
+        """Where the bells stay that have brought these messages."""
+        return [place for place, (_, tag) in self._standing.items() if tag in tags]
 
-    def _unhang_soon(self) -> None:
-        if (self._bells or self._standing) and self._unhanging is None:
-            self._unhanging = self._link.later(IDLE_SECONDS, self._unhang_idle)
-
-    def _unhang_idle(self) -> None:
-        """Take the bells down, unless somebody listens again."""
-        self._unhanging = None
-        rest = self._idle_since + IDLE_SECONDS - time.monotonic()
-        if self._listening:
-            return  # who listens now will come by when he leaves
-        if rest > 0.001:
-            self._unhanging = self._link.later(rest, self._unhang_idle)
-        else:
-            self._unhang([*self._bells, *self._standing])
-            self._later(_STRAY_SECONDS)
-
-    def _unhang(self, places: Sequence[Place]) -> None:
-        """Take the bells down there."""
-        for label in self._take_down(places):
-            if self._channel is not None:
-                self._cancel(self._channel, label, lambda _: None)
+    def _unhang(self, places: Sequence[Place], answer: Answer | None = None) -> None:
+        """Take the bells down there; the answer comes when all that they brought is here."""
+        labels = [self._bells.pop(place) for place in places if place in self._bells]
+        labels += [self._standing.pop(place)[0] for place in places if place in self._standing]
+        self._cancel_all(self._channel, labels, answer or Answer())
         self._pay(places)
 
     def _owe(self, place: Place, held: Held) -> None:
@@ -211,10 +188,6 @@ class Taps(Owner, User):
             held, _ = self._owed.pop(place, (None, 0.0))
             if held is not None and self._channel is not None:
                 self._channel.write(encode_ack(self._channel.number, held.tag, False))
-
-    def _later(self, seconds: float) -> None:
-        """In a while, give back what is here, if anything is, unless somebody takes it by then."""
-        raise NotImplementedError
 
     def _subscribe(self, channel: Channel, queue: str, urgent: bool, count: int) -> str:
         tag = f"c{next(self._tags)}"
@@ -303,7 +276,7 @@ class Taps(Owner, User):
                 self._changed.notify_all()
 
     def _ack(self, tag: int) -> None:
-        self._unhang([place for place, (_, brought) in self._standing.items() if brought == tag])
+        self._unhang(self._brought([tag]))
         if self._channel is not None:
             self._channel.write(encode_ack(self._channel.number, tag, False))
 

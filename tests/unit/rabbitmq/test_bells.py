@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qnb.brokers.rabbitmq import consumer as consumer_module
 from qnb.brokers.rabbitmq import taps
 from qnb.brokers.rabbitmq.broker import RabbitBroker
 from qnb.brokers.rabbitmq.consumer import RabbitConsumer
@@ -29,8 +30,8 @@ def broker(services: Services) -> Iterator[RabbitBroker]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bells hang on however busy the machine is."""
-    for name in ("IDLE_SECONDS", "_OWED_SECONDS"):
-        monkeypatch.setattr(taps, name, 60.0)
+    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(taps, "_OWED_SECONDS", 60.0)
 
 
 def ring(broker: RabbitBroker, consumer: Any, body: bytes) -> None:
@@ -79,7 +80,7 @@ def test_many_at_once_come_in_order_and_not_one_by_one(broker: RabbitBroker) -> 
 def test_who_does_not_listen_any_more_is_rung_for_no_longer(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taps, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 60.0)
     gone, other = broker.consume(["q"], prefetch=100), broker.consume(["q"], prefetch=100)
     ring(broker, gone, b"first")
     broker.publish_many([Envelope("q", b"second")])
@@ -90,13 +91,13 @@ def test_who_does_not_listen_any_more_is_rung_for_no_longer(
 def test_what_rang_when_nobody_listened_any_more_goes_to_others(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taps, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 60.0)
     gone = broker.consume(["q"], prefetch=100)
     assert gone.receive_many(1, 0.1) == []
     broker.publish_many([Envelope("q", b"x")])
     until(lambda: bool(gone._ledger.buffer))
     for name, seconds in (("IDLE_SECONDS", 0.0), ("_STRAY_SECONDS", 0.1)):
-        monkeypatch.setattr(taps, name, seconds)
+        monkeypatch.setattr(consumer_module, name, seconds)
     gone._link.post(gone._unhang_idle)
     [came] = broker.consume(["q"], prefetch=100).receive_many(1, 20.0)
     assert (came.body, came.deliveries) == (b"x", 1)
